@@ -1,0 +1,185 @@
+"""What every launcher's environment tells: who this process is, and what it was granted."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from ..errors import LauncherError
+
+__all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "expand_counts", "read_int", "read_ints"]
+
+# Ends the source of a number of CPUs that is a number of ranks: the user asked for more ranks than there are CPUs.
+OVERSUBSCRIBED = "(oversubscribed)"
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Figure(Generic[Number]):
+    """A number and where it came from.
+
+    Parameters
+    ----------
+    value : int or float
+        The number: bytes for memory, a count for CPUs.
+    source : str
+        The variable, file or command that said so.
+    """
+
+    value: Number
+    source: str
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Who this process is among the processes of its run.
+
+    Parameters
+    ----------
+    mode : str
+        Name of the environment that said so.
+    rank, world_size : int
+        This process's number, from 0, and how many there are.
+    node : str
+        Name of this node.
+    nodes : int
+        Number of nodes of the run.
+    local_ranks : tuple of int
+        The ranks on this node, ascending.
+    run_id : str
+        The same on all ranks of the run, different for any other run of the same user. Safe as a file name.
+    job : str
+        What a person calls this job, such as ``"job 4242.0"``; may be empty.
+    client_rank : int, optional
+        The rank that is the client; `None` where the client is outside the ranks (an allocation without srun).
+    guests : int
+        Clients on this node that are not one of its ranks.
+    slots : int, optional
+        Tasks that the user asked for on this node, where the launch has fewer ranks than that.
+    """
+
+    mode: str
+    rank: int
+    world_size: int
+    node: str
+    nodes: int
+    local_ranks: tuple[int, ...]
+    run_id: str
+    job: str = ""
+    client_rank: int | None = 1
+    guests: int = 0
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What the launcher says that this node may use; `None` where it says nothing.
+
+    Parameters
+    ----------
+    cpus : Figure of int, optional
+        CPUs of this node, for all the ranks on it together.
+    memory : Figure of int, optional
+        Bytes of this node, for all the ranks on it together.
+    """
+
+    cpus: Figure[int] | None = None
+    memory: Figure[int] | None = None
+
+
+class Environment(ABC):
+    """One way in which processes get started. Reads only the mapping it is given; changes nothing."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def detect(self, environ: Mapping[str, str]) -> str | None:
+        """Say why the process was started this way, or `None` if it was not."""
+
+    @abstractmethod
+    def process(self, environ: Mapping[str, str]) -> ProcessInfo:
+        """Read who this process is.
+
+        Raises
+        ------
+        LauncherError
+            If a variable is missing or malformed.
+        """
+
+    @abstractmethod
+    def grant(self, environ: Mapping[str, str]) -> Grant:
+        """Read what this node may use.
+
+        Raises
+        ------
+        LauncherError
+            If a variable is malformed.
+        """
+
+    def nodes(self, environ: Mapping[str, str]) -> list[tuple[ProcessInfo, Grant]]:
+        """Give what can be known from here of the run's nodes, each as its first rank would see it: for `--plan`."""
+        return [(self.process(environ), self.grant(environ))]
+
+    def places(self, environ: Mapping[str, str]) -> Mapping[int, str]:  # noqa: ARG002
+        """Say on which node each rank should be, as far as the launcher tells; for messages about ranks that are missing."""
+        return {}
+
+    def ask(self, environ: Mapping[str, str]) -> Mapping[str, Figure[int]]:  # noqa: ARG002
+        """Ask the launcher for the memory of every node (bytes, by node name); one process per run does so."""
+        return {}
+
+
+def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
+    """Read a whole number from the first of `names` that is set.
+
+    Raises
+    ------
+    LauncherError
+        If none is set, or the value is not a whole number of at least `least`.
+    """
+    for name in names:
+        if name in environ:
+            text = environ[name].strip()
+            if not re.fullmatch(r"\d+", text) or int(text) < least:
+                raise LauncherError(
+                    f"{name}={environ[name]!r} is malformed: expected a whole number of at least {least}. "
+                    f"The launcher sets it; unset it or start the script with srun or mpirun again."
+                )
+            return int(text)
+    raise LauncherError(
+        f"{' or '.join(names)} is not set, though the launcher's other variables are: "
+        "was the environment passed on in part? Start the script directly with srun or mpirun."
+    )
+
+
+def read_ints(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas: ``"0,1,2"``."""
+    text = environ[name].strip()
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise LauncherError(
+            f"{name}={environ[name]!r} is malformed: expected whole numbers separated by commas, such as 0,1,2."
+        )
+    return tuple(int(part) for part in text.split(","))
+
+
+def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
+    """Read Slurm's compressed counts, one per node: ``"2(x3),1"`` is (2, 2, 2, 1).
+
+    Raises
+    ------
+    LauncherError
+        If the value has another form.
+    """
+    counts: list[int] = []
+    for part in environ[name].strip().split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None or match[2] == "0":
+            raise LauncherError(
+                f"{name}={environ[name]!r} is malformed: expected counts per node in Slurm's form, such as 2(x3),1."
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    return tuple(counts)

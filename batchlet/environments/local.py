@@ -1,0 +1,54 @@
+"""No launcher: a laptop, a workstation, a login node, a notebook."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from typing import ClassVar
+
+from .base import Environment, Figure, Grant, ProcessInfo
+from .slurm import SlurmStep
+
+__all__ = ["Local"]
+
+
+class Local(Environment):
+    """A process that nobody started on purpose as one of many."""
+
+    name: ClassVar[str] = "local"
+
+    def detect(self, environ: Mapping[str, str]) -> str | None:  # noqa: ARG002
+        """Local is what is left when no launcher is found."""
+        return "no launcher was found"
+
+    def process(self, environ: Mapping[str, str]) -> ProcessInfo:  # noqa: ARG002
+        """Be the only one."""
+        return ProcessInfo(
+            mode=self.name,
+            rank=0,
+            world_size=1,
+            node=socket.gethostname().split(".")[0],
+            nodes=1,
+            local_ranks=(0,),
+            run_id=f"local-{os.getpid()}-{secrets.token_hex(4)}",
+        )
+
+    def grant(self, environ: Mapping[str, str]) -> Grant:
+        """Give nothing, so that affinity mask, cgroup and host decide; inside a Slurm job this process's share of it.
+
+        ``mode="local"`` in a batch script, or in each task of a step, must not take what belongs to others.
+        """
+        if "SLURM_JOB_ID" not in environ or "SLURM_CPUS_ON_NODE" not in environ:
+            return Grant()
+        step = SlurmStep()
+        grant = step.grant(environ)
+        tasks = len(step.process(environ).local_ranks) if step.detect(environ) else 1
+        if tasks == 1:
+            return grant
+        return Grant(*(figure and _part(figure, tasks) for figure in (grant.cpus, grant.memory)))
+
+
+def _part(whole: Figure[int], parts: int) -> Figure[int]:
+    return Figure(max(1, whole.value // parts), f"{whole.source} / {parts} tasks")

@@ -1,0 +1,111 @@
+"""What a person reads: one line at the start, one at the end, one block on a failure; all on stderr, from one rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from .errors import BatchletError, InputError
+from .settings import LOG_LEVELS, describe_bytes
+
+__all__ = ["duration", "ended", "failure", "log_level", "note", "started"]
+
+
+def log_level() -> str:
+    """Level of the log, ``BATCHLET_LOG_LEVEL``; "warning" where it is not set or not a level."""
+    level = os.environ.get("BATCHLET_LOG_LEVEL", "warning").lower()
+    return level if level in LOG_LEVELS else "warning"
+
+
+def note(text: str) -> None:
+    """Say one line."""
+    # One write, so that lines of several processes do not mix.
+    sys.stderr.write(f"batchlet: {text}\n")
+    sys.stderr.flush()
+
+
+def failure(error: BatchletError, seconds: float | None = None) -> None:
+    """Say what went wrong; the message itself names what was found, what was needed and what to type.
+
+    Parameters
+    ----------
+    error : BatchletError
+        The root cause.
+    seconds : float, optional
+        Time from the start of the run to the failure, where something had been started.
+    """
+    note(f"error: {error}")
+    if seconds is not None and not isinstance(error, InputError):
+        note(f"at {time.strftime('%H:%M:%S')}, {duration(seconds)} after the start; exit code {error.exit_code}")
+
+
+def started(
+    *,
+    where: str,
+    ranks: int,
+    nodes: int,
+    workers: int,
+    threads: tuple[int, int],
+    memory: tuple[int, int],
+    dashboard: str | None,
+    tunnel: str | None,
+    secure: bool,
+) -> None:
+    """Say what is running.
+
+    Parameters
+    ----------
+    where : str
+        The launcher and the job.
+    ranks, nodes, workers : int
+        How many of them.
+    threads : tuple of int
+        The least and the most threads of one worker.
+    memory : tuple of int
+        The least and the largest memory limit of one worker, in bytes.
+    dashboard, tunnel : str, optional
+        Where the dashboard is, and the command that brings it to the user's own machine.
+    secure : bool
+        Whether the run is closed to other users.
+    """
+    low, high = (describe_bytes(size) for size in memory)
+    note(
+        f"{where}: "
+        + (f"{_count(ranks, 'rank')} on {_count(nodes, 'node')}, " if ranks > 1 else "")
+        + f"{_count(workers, 'worker')} x "
+        + (_count(threads[0], "thread") if threads[0] == threads[1] else f"{threads[0]}-{threads[1]} threads")
+        + f" x {low if low == high else f'{low} to {high}'}"
+        + ("" if secure else ", security off")
+        + (f", dashboard {dashboard}" if dashboard else ", no dashboard (it needs bokeh)")
+        + (f" through {tunnel}" if tunnel else "")
+    )
+
+
+def ended(*, seconds: float, workers: int, error: str | None) -> None:
+    """Say that the run is over.
+
+    Parameters
+    ----------
+    seconds : float
+        From the start of the process to the end of the ``with`` block.
+    workers : int
+        Workers that were ready at the start.
+    error : str, optional
+        Name of the exception that ended the ``with`` block.
+    """
+    note(f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {_count(workers, 'worker')}")
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: "8.2 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
