@@ -1,0 +1,132 @@
+"""How the ranks meet: rank 0 publishes one `Meeting`, all others wait for it with a deadline."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, fields
+
+from ..security import Credentials
+
+__all__ = ["Meeting", "Rendezvous"]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a rank needs to find rank 0 and to prove that it belongs to the run.
+
+    Parameters
+    ----------
+    run_id : str
+        The run that the record belongs to.
+    nonce : str
+        Random, new for every run.
+    node : str
+        The node of rank 0, for messages.
+    host, port : str, int
+        Where rank 0's hub listens.
+    secret : str
+        Shared by the ranks of this run and nobody else; hexadecimal.
+    certificate, key : str
+        TLS credentials in PEM; empty where the user has turned security off.
+    """
+
+    run_id: str
+    nonce: str
+    node: str
+    host: str
+    port: int
+    secret: str = field(repr=False)
+    certificate: str = field(default="", repr=False)
+    key: str = field(default="", repr=False)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The run's TLS credentials."""
+        return Credentials(self.certificate, self.key) if self.key else None
+
+    def to_json(self) -> str:
+        """Write the record as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Meeting:
+        """Read a record.
+
+        Raises
+        ------
+        ValueError
+            If the text is not such a record, whole and of the right types.
+        """
+        data = json.loads(text)
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(data, dict) or set(data) != names:
+            msg = "not a meeting record"
+            raise ValueError(msg)
+        port = data.pop("port")
+        if not isinstance(port, int) or not all(isinstance(value, str) for value in data.values()):
+            msg = "not a meeting record"
+            raise ValueError(msg)
+        return cls(port=port, **data)
+
+
+class Rendezvous(ABC):
+    """One way in which the ranks meet."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Find out, on any rank and before anything starts, whether the meeting place can be used.
+
+        Raises
+        ------
+        RendezvousError
+            If it cannot.
+        """
+
+    @abstractmethod
+    def publish(self, meeting: Meeting) -> None:
+        """Make the record known to the other ranks; rank 0 only.
+
+        Raises
+        ------
+        RendezvousError
+            If that is not possible.
+        """
+
+    @abstractmethod
+    def wait(self, deadline: float) -> Meeting:
+        """Wait for the record of this run; all ranks but 0.
+
+        Parameters
+        ----------
+        deadline : float
+            In seconds of `time.monotonic`.
+
+        Raises
+        ------
+        StartTimeoutError
+            If no record that can be trusted was there by then.
+        """
+
+    def latest(self) -> Meeting | None:
+        """Look again for the record of this run: what was found may have been left behind by a predecessor."""
+        return None
+
+    def abandon(self, code: int) -> None:  # noqa: B027
+        """Free ranks that may be waiting for this one inside the meeting; the last thing before a failed rank exits.
+
+        Parameters
+        ----------
+        code : int
+            The exit code.
+        """
+
+    @abstractmethod
+    def withdraw(self, *, orphaned: bool = False) -> None:
+        """Remove every trace of this rank: rank 0 when the run ends, any other if it gives up; twice does no harm.
+
+        Parameters
+        ----------
+        orphaned : bool
+            Rank 0 is dead: remove its record too.
+        """

@@ -1,0 +1,198 @@
+"""The ranks meet through one small file on a file system that all nodes share.
+
+The record is complete from the moment it can be seen (written under another name, synced, renamed), readable by the owner
+alone, named after the run, and gone when the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import secrets
+import stat
+import time
+from pathlib import Path
+
+from ..errors import RendezvousError, StartTimeoutError
+from .base import Meeting, Rendezvous
+
+__all__ = ["FileRendezvous"]
+
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.25
+_MKDIR_TRIES = 20
+_HINT = (
+    "The ranks meet in a directory that every node can see and only you can use: start the job in such a directory, "
+    "or set rendezvous_dir= (BATCHLET_DASK_CLUSTER__RENDEZVOUS_DIR) to one."
+)
+
+
+class FileRendezvous(Rendezvous):
+    """Meet in a directory.
+
+    Parameters
+    ----------
+    directory : str
+        The directory; made (mode 0700) by rank 0 if it is not there and removed when it is empty at the end.
+    run_id : str
+        The run; its record is ``<run_id>.json``.
+    node : str
+        The node of this process, for messages.
+    """
+
+    def __init__(self, directory: str, run_id: str, node: str) -> None:
+        self.run_id = run_id
+        self.node = node
+        self.directory = Path(directory)
+        try:
+            self.directory = self.directory.expanduser().absolute()
+        except RuntimeError as error:
+            raise self._error(str(error)) from None
+        self._record = self.directory / f"{run_id}.json"
+        self._published = False
+        self._found: Meeting | None = None
+
+    def check(self) -> None:
+        """See the base class. Makes the directory, so that every rank runs into the same problem if there is one."""
+        for attempt in range(_MKDIR_TRIES):
+            try:
+                self._make_directory()
+            except OSError as error:
+                raise self._error(error.strerror or str(error)) from None
+            if os.access(self.directory, os.W_OK | os.X_OK):
+                return
+            # Another run that ends may have removed it between the two lines above.
+            time.sleep(_FIRST_PAUSE * attempt / _MKDIR_TRIES)
+        raise self._error("it cannot be written")
+
+    def _make_directory(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.directory.mkdir(mode=0o700)
+        self._check_owner()
+
+    def publish(self, meeting: Meeting) -> None:
+        """See the base class."""
+        temporary = self.directory / f".{self.run_id}.{secrets.token_hex(8)}"
+        try:
+            descriptor = self._create(temporary)
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(meeting.to_json())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(self._record)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            self._published = True
+            self._refresh(self.directory, sync=True)
+        except OSError as error:
+            self.withdraw()
+            raise self._error(error.strerror or str(error)) from None
+
+    def _create(self, path: Path) -> int:
+        # Another run in the same directory may end, and remove the directory, between our mkdir and our open.
+        for attempt in range(_MKDIR_TRIES):
+            self._make_directory()
+            try:
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                time.sleep(_FIRST_PAUSE * attempt)
+        raise FileNotFoundError(errno.ENOENT, "it disappears again and again while it is being used")
+
+    def _check_owner(self) -> None:
+        try:
+            status = self.directory.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from None
+        if not stat.S_ISDIR(status.st_mode):
+            raise self._error("it is not a directory (symbolic links are not followed)")
+        if status.st_uid != os.geteuid():
+            raise self._error(f"it belongs to user {status.st_uid}, not to you ({os.geteuid()})")
+        if status.st_mode & 0o077:
+            raise self._error(f"others may use it (mode {stat.S_IMODE(status.st_mode):04o}, needed 0700)")
+
+    def wait(self, deadline: float) -> Meeting:
+        """See the base class."""
+        started = time.monotonic()
+        pause = _FIRST_PAUSE
+        problem = ""
+        while True:
+            self._refresh(self.directory)
+            meeting, problem = self._read()
+            if meeting is not None:
+                self._found = meeting
+                return meeting
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            # Spread out, so that thousands of ranks do not ask a file server in step.
+            time.sleep(min(left, pause * random.uniform(0.7, 1.3)))  # noqa: S311
+            pause = min(_LONGEST_PAUSE, pause * 1.4)
+        raise StartTimeoutError(
+            f"No word from rank 0 for {time.monotonic() - started:.0f} s (start_timeout): node {self.node} sees "
+            f"{problem or 'no record of this run'} in {self.directory}. Either rank 0 did not start (its output says "
+            f"why) or the directory is not shared between the nodes. {_HINT}"
+        )
+
+    def latest(self) -> Meeting | None:
+        """See the base class."""
+        self._refresh(self.directory)
+        return self._read()[0]
+
+    def _read(self) -> tuple[Meeting | None, str]:
+        """Read the record if it can be trusted; otherwise say what is wrong with it."""
+        try:
+            descriptor = os.open(self._record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None, ""
+        except OSError as error:
+            return None, f"a record that cannot be read ({error.strerror})"
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            return None, "a record that is not a file"
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return None, "a record that others may have written"
+            try:
+                meeting = Meeting.from_json(file.read())
+            except (ValueError, OSError):
+                return None, "a record that is damaged"
+        if meeting.run_id != self.run_id:
+            return None, f"a record of another run ({meeting.run_id})"
+        return meeting, ""
+
+    @staticmethod
+    def _refresh(directory: Path, *, sync: bool = False) -> None:
+        """Open the directory and the one above it.
+
+        A network file system remembers for up to a minute that a name was not there (NFS: ``acdirmax``, 60 s). Opening
+        the directory makes it ask the server whether the directory has changed, which drops such memories.
+        """
+        for place in (directory.parent, directory):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    if sync:
+                        os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def withdraw(self, *, orphaned: bool = False) -> None:
+        """See the base class."""
+        if self._published or (orphaned and self._found is not None and self._read()[0] == self._found):
+            self._record.unlink(missing_ok=True)
+            self._published = False
+        # Not empty: another run meets here; it will remove the directory.
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def _error(self, what: str) -> RendezvousError:
+        return RendezvousError(
+            f"The rendezvous directory {self.directory} cannot be used on node {self.node}: {what}. {_HINT}"
+        )

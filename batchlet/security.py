@@ -1,0 +1,118 @@
+"""TLS credentials and the dashboard's secret: made once per run on rank 0, kept in memory.
+
+The credentials reach the other processes only in the meeting record and through pipes. Even OpenSSL, which reads keys from
+files alone, gets them from memory where the system allows that (Linux: ``memfd_create``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import hmac
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Credentials", "dashboard_token"]
+
+# The name that Dask's own temporary certificates carry; nobody checks it.
+_NAME = "dask-internal"
+_VALID = datetime.timedelta(days=365)
+
+
+@dataclass(frozen=True, repr=False)
+class Credentials:
+    """A certificate that is its own authority, and its key; whoever has them is of the run.
+
+    Parameters
+    ----------
+    certificate, key : str
+        In PEM.
+    """
+
+    certificate: str
+    key: str
+
+    @classmethod
+    def generate(cls) -> Credentials:
+        """Make new credentials.
+
+        An elliptic-curve key (P-256): a tenth of a millisecond to make, against 70 ms and more for the RSA key of
+        `distributed.Security.temporary`, and cheaper in every handshake.
+        """
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import NameOID
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+        now = datetime.datetime.now(datetime.timezone.utc)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(_NAME)]), critical=False)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            # The clocks of the nodes may differ.
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + _VALID)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(
+            certificate.public_bytes(serialization.Encoding.PEM).decode(),
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ).decode(),
+        )
+
+    def context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        """Make the context of one side of a connection; both sides must have these very credentials."""
+        # Not at the top: it takes 10 ms, also of ranks that never need it.
+        import ssl
+
+        context = ssl.create_default_context(purpose, cadata=self.certificate)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        with _files(self.certificate, self.key) as (certificate, key):
+            context.load_cert_chain(certificate, key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        # The certificate is the run's own and names no host; `VERIFY_X509_STRICT` wants a real authority's.
+        context.check_hostname = False
+        context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
+        return context
+
+    def __repr__(self) -> str:
+        return "Credentials(in memory)"
+
+
+@contextlib.contextmanager
+def _files(*contents: str) -> Iterator[list[str]]:
+    """Give names under which these contents can be read, for as long as the block runs."""
+    if hasattr(os, "memfd_create"):
+        with contextlib.ExitStack() as stack:
+            names = []
+            for content in contents:
+                descriptor = os.memfd_create("batchlet", os.MFD_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                os.write(descriptor, content.encode())
+                names.append(f"/proc/self/fd/{descriptor}")
+            yield names
+        return
+    with tempfile.TemporaryDirectory(prefix="batchlet-") as directory:
+        names = [os.path.join(directory, str(number)) for number in range(len(contents))]  # noqa: PTH118
+        for name, content in zip(names, contents, strict=True):
+            with open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+                file.write(content)
+        yield names
+
+
+def dashboard_token(secret: str) -> str:
+    """Derive the secret part of the dashboard's address from the run's secret; 128 bits, hexadecimal."""
+    return hmac.new(bytes.fromhex(secret), b"dashboard", hashlib.sha256).hexdigest()[:32]
