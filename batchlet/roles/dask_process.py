@@ -1,0 +1,174 @@
+"""How Dask behaves in a process of ours: what it logs, and how it starts child processes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
+import multiprocessing.util
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import dask.config
+
+from ..report import log_level, note
+
+__all__ = [
+    "DASK_LOG_LEVEL",
+    "configure_logging",
+    "end_helpers",
+    "hidden_main",
+    "hush",
+    "report_deaths",
+    "start_helpers",
+]
+
+_SIGNAL = re.compile(r"signal (\d+)")
+_WORKER_PROCESS = "Dask Worker process (from Nanny)"
+_hide_lock = threading.Lock()
+_hide_count = 0
+_hushed = False
+_started = False
+_original = multiprocessing.spawn.get_preparation_data
+
+
+def DASK_LOG_LEVEL() -> int:  # noqa: N802
+    """Level of Dask's own loggers in our processes."""
+    return int(getattr(logging, log_level().upper()))
+
+
+def configure_logging() -> None:
+    """Keep Dask's loggers at ``BATCHLET_LOG_LEVEL`` ("warning"), unless the user has configured Dask's logging.
+
+    By default Dask logs every connection at level "info", which is 141 lines for a clean run of five ranks.
+    """
+    if dask.config.get("logging", None) is not None:
+        return
+    for name in ("distributed", "tornado"):
+        logging.getLogger(name).setLevel(DASK_LOG_LEVEL())
+    # Bokeh warns of a wildcard that Dask itself has set.
+    logging.getLogger("bokeh").setLevel(max(DASK_LOG_LEVEL(), logging.ERROR))
+    # These two have handlers and levels of their own in Dask's defaults.
+    for name in ("distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(max(DASK_LOG_LEVEL(), logging.WARNING))
+    nanny = logging.getLogger("distributed.nanny")
+    nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
+    if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
+        nanny.addFilter(_WorkerDeaths())
+
+
+def _signal_name(match: re.Match[str]) -> str:
+    try:
+        return signal.Signals(int(match[1])).name
+    except ValueError:
+        return match[0]
+
+
+class _WorkerDeaths(logging.Filter):
+    """One line for each worker process that died, none for those that `client.restart` ended.
+
+    Dask's Nanny tells of a death at level "info" and of every restart, wanted or not, at level "warning".
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith("Worker process ") and (" was killed by " in text or " exited with " in text):
+            if _started and not _hushed:
+                text = _SIGNAL.sub(_signal_name, text)
+                note(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
+            return False
+        # What fails at the start is raised as well, and reported by us.
+        if text.startswith("Restarting worker") or (not _started and record.exc_info):
+            return False
+        return record.levelno >= DASK_LOG_LEVEL()
+
+
+def report_deaths() -> None:
+    """Report from now on worker processes that die: all are up."""
+    global _started
+    _started = True
+
+
+def hush() -> None:
+    """Hold Dask's chatter back while the run is being stopped on purpose: every connection that closes is a message."""
+    global _hushed
+    _hushed = True
+    if log_level() == "debug":
+        return
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def hidden_main() -> Iterator[None]:
+    """Keep the user's script from running a second time in the processes that Dask's Nanny starts.
+
+    A process that multiprocessing starts afresh runs the parent's main module again under another name, which a script
+    without an ``if __name__ == "__main__"`` guard does not survive. Workers do not need it: Dask sends what the main module
+    defines by value. Other processes, such as those of the user's own pools, are not touched.
+    """
+    global _hide_count
+    with _hide_lock:
+        _hide_count += 1
+        multiprocessing.spawn.get_preparation_data = _preparation_data
+    try:
+        yield
+    finally:
+        with _hide_lock:
+            _hide_count -= 1
+            if _hide_count == 0:
+                multiprocessing.spawn.get_preparation_data = _original
+
+
+def _preparation_data(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = _original(name)
+    if name == _WORKER_PROCESS:
+        data.pop("init_main_from_name", None)
+        data.pop("init_main_from_path", None)
+    return data
+
+
+def start_helpers() -> None:
+    """Start multiprocessing's resource tracker so that it is silent if this process is killed.
+
+    It then removes the semaphores of Dask's queues, which is its job, and would warn of them.
+    """
+    quiet = "ignore:resource_tracker"
+    sys.warnoptions.append(quiet)
+    try:
+        multiprocessing.resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
+
+
+def end_helpers() -> None:
+    """End multiprocessing's helper processes (fork server, resource tracker) and wait until they are gone.
+
+    Left to themselves they notice the end of this process a moment later; Slurm, which finds them still in the step's
+    cgroup, then looks again only a second later (seen on 22.05).
+    """
+    # Processes that were just being started still need the semaphores; all of them are of the fork server's group.
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    pid = getattr(server, "_forkserver_pid", None)
+    with contextlib.suppress(OSError):
+        if pid is not None and os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(1.0)
+    # Dask's queues hold semaphores, which must be gone before the tracker is.
+    gc.collect()
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
+    for module, name in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
+        helper = getattr(sys.modules.get(f"multiprocessing.{module}"), name, None)
+        with contextlib.suppress(Exception):
+            helper._stop()  # type: ignore[union-attr]

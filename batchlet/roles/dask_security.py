@@ -1,0 +1,59 @@
+"""The run's credentials in the form that Dask takes."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from distributed.security import Security
+
+from ..security import Credentials
+
+__all__ = ["RunSecurity", "loader", "security_for", "set_loaded"]
+
+_loaded: Security | None = None
+
+
+class RunSecurity(Security):  # type: ignore[misc]
+    """Dask's `Security` with the credentials of one run; its contexts are made from memory, once for each purpose."""
+
+    # No __slots__ of its own: the base class checks its keywords against them.
+
+    def __init__(self, credentials: Credentials) -> None:
+        pair = {
+            f"tls_{role}_{part}": text
+            for role in ("client", "scheduler", "worker")
+            for part, text in (("key", credentials.key), ("cert", credentials.certificate))
+        }
+        super().__init__(require_encryption=True, tls_ca_file=credentials.certificate, **pair)
+        self.credentials = credentials
+        self._contexts: dict[ssl.Purpose, ssl.SSLContext] = {}
+
+    def __reduce__(self) -> Any:
+        return RunSecurity, (self.credentials,)
+
+    def _attr_to_dict(self) -> dict[str, object]:
+        return {"require_encryption": True, "credentials": "Temporary (In-memory)"}
+
+    def _get_tls_context(self, tls: Any, purpose: ssl.Purpose) -> ssl.SSLContext:  # noqa: ARG002
+        if purpose not in self._contexts:
+            self._contexts[purpose] = self.credentials.context(purpose)
+        return self._contexts[purpose]
+
+
+def security_for(wanted: object, credentials: Credentials | None) -> Security:
+    """Give Dask's security for the ``security`` option: the run's own, what the user passed, or none."""
+    if isinstance(wanted, Security):
+        return wanted
+    return Security() if credentials is None else RunSecurity(credentials)
+
+
+def set_loaded(security: Security | None) -> None:
+    """Set what `loader` gives."""
+    global _loaded
+    _loaded = security
+
+
+def loader(info: dict[str, str]) -> Security | None:  # noqa: ARG001
+    """Give the credentials to a ``Client()`` without arguments (``distributed.client.security-loader``)."""
+    return _loaded

@@ -1,0 +1,107 @@
+"""Local mode: Dask's LocalCluster in this process, sized by the plan."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from distributed import LocalCluster
+
+from ..errors import BatchletError
+from ..plan import Plan
+from ..settings import Settings
+from .dashboard import guard
+from .dask_process import DASK_LOG_LEVEL, configure_logging, report_deaths
+from .scheduler import options as scheduler_options
+from .scheduler import start_failure
+from .worker import Place, nanny_spec
+
+__all__ = ["start", "start_async"]
+
+
+def start(plan: Plan, settings: Settings, place: Place, token: str | None) -> Any:
+    """Start a LocalCluster with exactly the workers of the plan, in a thread of its own.
+
+    Parameters
+    ----------
+    plan : Plan
+        Sizes the workers.
+    settings : Settings
+        What the user asked for.
+    place : Place
+        Where to listen and to spill, and the credentials.
+    token : str, optional
+        The secret part of the dashboard's address.
+
+    Returns
+    -------
+    LocalCluster
+        Running, with all workers joined.
+
+    Raises
+    ------
+    InputError
+        If Dask refuses an option that was passed through.
+    """
+    configure_logging()
+    with _explained("scheduler"):
+        cluster = LocalCluster(**_options(settings, place, token))
+    try:
+        with _explained("worker"):
+            _complete(cluster, plan, settings, place, token)
+            cluster.sync(cluster._correct_state)
+    except BaseException:
+        cluster.close()
+        raise
+    report_deaths()
+    return cluster
+
+
+async def start_async(plan: Plan, settings: Settings, place: Place, token: str | None) -> Any:
+    """Do as `start`, in the running event loop."""
+    configure_logging()
+    with _explained("scheduler"):
+        cluster = await LocalCluster(**_options(settings, place, token), asynchronous=True)
+    try:
+        with _explained("worker"):
+            _complete(cluster, plan, settings, place, token)
+            await cluster._correct_state()
+    except BaseException:
+        await cluster.close()
+        raise
+    report_deaths()
+    return cluster
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BatchletError:
+        raise
+    except Exception as error:
+        raise start_failure(what, error) from error
+
+
+def _options(settings: Settings, place: Place, token: str | None) -> dict[str, Any]:
+    keywords = scheduler_options(settings, place.host, place.security, token)
+    return {
+        "n_workers": 0,
+        "host": keywords.pop("host"),
+        "protocol": keywords.pop("protocol"),
+        "security": keywords.pop("security"),
+        "scheduler_port": keywords.pop("port"),
+        "dashboard_address": keywords.pop("dashboard_address"),
+        "scheduler_kwargs": keywords,
+        "silence_logs": DASK_LOG_LEVEL(),
+    }
+
+
+def _complete(cluster: Any, plan: Plan, settings: Settings, place: Place, token: str | None) -> None:
+    if token is not None:
+        guard(cluster.scheduler, token)
+    # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
+    for worker in plan.workers:
+        cls, options = nanny_spec(worker, settings, place)
+        cluster.worker_spec[worker.name] = {"cls": cls, "options": options}

@@ -1,0 +1,130 @@
+"""Rank 0: Dask's Scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from ..errors import BatchletError, InputError
+from ..settings import Settings
+from ..supervision.hub import Hub
+from . import dashboard
+from .dask_process import configure_logging, hush
+
+__all__ = ["dashboard_place", "options", "serve", "start_failure"]
+
+# Seconds between signs of life of the scheduler's event loop.
+_BEAT = 0.5
+
+
+class _Join(SchedulerPlugin):  # type: ignore[misc]
+    """Tells the hub which workers the scheduler knows."""
+
+    name = "batchlet-join"
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        self._hub.worker_joined(scheduler.workers[worker].name)
+
+
+def options(settings: Settings, host: str, security: Any, token: str | None) -> dict[str, Any]:
+    """Give the keyword arguments of Dask's Scheduler.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+    host : str
+        Address to listen on.
+    security : distributed.Security
+        The run's credentials.
+    token : str, optional
+        The secret part of the dashboard's address; `None` serves it openly.
+    """
+    if token is None:
+        guarded: dict[str, Any] = {"dashboard_address": f"{host}:0"}
+    else:
+        guarded = {**dashboard.OPTIONS, "http_prefix": token}
+    protocol = settings.protocol or ("tls" if security.require_encryption else None)
+    common = {"host": host, "port": 0, "protocol": protocol, "security": security}
+    return {**common, **guarded, **settings.scheduler_options}
+
+
+async def serve(
+    hub: Hub,
+    keywords: Mapping[str, Any],
+    token: str | None,
+    settings: Settings,
+    on_stop: Callable[[Callable[[], object]], None],
+) -> None:
+    """Run the scheduler until the run is over.
+
+    Parameters
+    ----------
+    hub : Hub
+        Is told the address and the workers.
+    keywords : mapping of str to object
+        See `options`.
+    token : str, optional
+        The secret part of the dashboard's address.
+    settings : Settings
+        What the user asked for.
+    on_stop : callable
+        Gets a function that ends this coroutine; it may be called from any thread.
+    """
+    configure_logging()
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    on_stop(lambda: loop.call_soon_threadsafe(over.set))
+    try:
+        scheduler = Scheduler(**keywords)
+        if token is not None:
+            dashboard.guard(scheduler, token)
+        scheduler.add_plugin(_Join(hub))
+        await scheduler
+    except Exception as error:  # noqa: BLE001
+        hub.fail(start_failure("scheduler", error))
+        await over.wait()
+        return
+    hub.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
+    hub.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
+    beat = asyncio.create_task(_beat(hub))
+    await over.wait()
+    beat.cancel()
+    hush()
+    await asyncio.wait_for(scheduler.close(), settings.stop_timeout)
+
+
+def dashboard_place(scheduler: Any) -> tuple[str, int] | None:
+    """Give the address and port of the scheduler's HTTP server; `None` where no dashboard can be shown."""
+    if not dashboard.available():
+        return None
+    server = scheduler.http_server
+    return str(server.address), int(server.port)
+
+
+def _forget(scheduler: Any, names: set[str]) -> None:
+    """Remove workers whose host is lost; Dask itself finds out half a minute later, and their tasks wait for that."""
+    for address in [state.address for state in scheduler.workers.values() if str(state.name) in names]:
+        scheduler.loop.add_callback(scheduler.remove_worker, address, stimulus_id=f"batchlet-host-lost-{time.time()}")
+
+
+async def _beat(hub: Hub) -> None:
+    while True:
+        hub.beat()
+        await asyncio.sleep(_BEAT)
+
+
+def start_failure(what: str, error: Exception) -> BatchletError:
+    """Make the message for a part of Dask that did not start; the cause is most often an option passed through."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+    return InputError(f"Dask's {what} did not start: {cause}. Check {what}_options= and the configuration of Dask.")

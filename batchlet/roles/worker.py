@@ -1,0 +1,296 @@
+"""The ranks that host workers: Dask's Nannies, each with a worker in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import distributed.utils
+from distributed import Nanny, Worker
+
+from ..errors import BatchletError, SettingsError
+from ..network import LOOPBACK
+from ..plan import WorkerPlan
+from ..settings import Settings
+from ..supervision.link import Link
+from .dask_process import (
+    DASK_LOG_LEVEL,
+    configure_logging,
+    end_helpers,
+    hidden_main,
+    hush,
+    report_deaths,
+    start_helpers,
+)
+from .scheduler import start_failure
+
+__all__ = ["Place", "configured", "nanny_spec", "remove_scratch", "scratch", "serve"]
+
+_TERMINATE = 2.0
+_STARTS = 3
+# A worker always has an HTTP server, which gives metrics and more to everybody: here it answers nothing, to nobody.
+_NO_HTTP = {"dashboard_address": f"{LOOPBACK}:0", "config": {"distributed.worker.http.routes": []}}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process hosts workers.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen on.
+    local_directory : str
+        Scratch for spilled data.
+    security : distributed.Security
+        The run's credentials.
+    """
+
+    host: str
+    local_directory: str
+    security: Any
+
+
+def nanny_spec(worker: WorkerPlan, settings: Settings, place: Place) -> tuple[type, dict[str, Any]]:
+    """Choose the class that runs a worker, and its keyword arguments.
+
+    Raises
+    ------
+    SettingsError
+        If the ``worker_class`` cannot be imported.
+    """
+    cls = _load(settings.worker_class)
+    options = {
+        "name": worker.name,
+        "nthreads": worker.threads,
+        "memory_limit": worker.memory,
+        "host": place.host,
+        "protocol": settings.protocol,
+        "local_directory": place.local_directory,
+        "security": place.security,
+        "silence_logs": DASK_LOG_LEVEL(),
+        "dashboard": False,
+        **({} if settings.security is False else _NO_HTTP),
+        **settings.worker_options,
+    }
+    if cls is not None and issubclass(cls, Nanny):
+        return cls, options
+    if cls is not None:
+        options["worker_class"] = cls
+    return Nanny, options
+
+
+def _load(worker_class: str | type | None) -> type | None:
+    if not isinstance(worker_class, str):
+        return worker_class
+    module, _, name = worker_class.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f'worker_class="{worker_class}" cannot be imported: {error}.') from None
+    if not isinstance(cls, type) or not issubclass(cls, (Worker, Nanny)):
+        raise SettingsError(f'worker_class="{worker_class}" is not a subclass of Dask\'s Worker or Nanny.')
+    return cls
+
+
+@contextlib.contextmanager
+def configured() -> Iterator[None]:
+    """Configure Dask in a process that starts workers.
+
+    Workers may start processes themselves (``daemon``), and are forked from one process that has imported Dask, unless the
+    user has chosen another way.
+    """
+    config: dict[str, Any] = {"distributed.worker.daemon": False}
+    if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
+        config["distributed.worker.multiprocessing-method"] = "forkserver"
+        multiprocessing.set_forkserver_preload(["batchlet.roles.fork_server"])
+        # Dask would replace our list by its own, for which it imports numpy and pandas into this process first.
+        distributed.utils._forkserver_preload_set = True
+    # A Nanny writes these into the environment of its own process too.
+    touched = [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
+    before = {name: os.environ.get(name) for name in touched}
+    try:
+        with dask.config.set(config):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# Bytes that the path of a Unix socket may have (sun_path, 108 on Linux and 104 on macOS), less what multiprocessing adds.
+_LONGEST_SOCKET_DIRECTORY = 104 - len("/listener-xxxxxxxx") - 1
+
+
+_directories: set[str] = set()
+
+
+def remove_scratch() -> None:
+    """Remove this process's directories at once; for an end in which nothing else is done."""
+    for directory in list(_directories):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iterator[str]:
+    """Make a directory of this process's own on node-local scratch, and see it removed at the end.
+
+    Dask and multiprocessing put what they need into it as well.
+
+    A shell waits for the end of this process and removes the directory, so that it also goes when this process is killed.
+
+    Raises
+    ------
+    SettingsError
+        If the directory cannot be made.
+    """
+    places = [settings.local_directory, environ.get("SLURM_TMPDIR"), environ.get("TMPDIR"), tempfile.gettempdir()]
+    base = next(place for place in places if place)
+    try:
+        if settings.local_directory:
+            Path(base).mkdir(parents=True, exist_ok=True)
+        directory = tempfile.mkdtemp(prefix=f"batchlet-{run_id}-", dir=base)
+        short = len(directory) <= _LONGEST_SOCKET_DIRECTORY
+        sockets = directory if short else tempfile.mkdtemp(prefix="batchlet-", dir="/tmp")
+    except OSError as error:
+        raise SettingsError(
+            f"The scratch directory {base} cannot be used ({error.strerror}): set local_directory= "
+            "(BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) to a directory on the node's own disk."
+        ) from None
+    # A session of its own, so that signals to this process's group do not end it first.
+    janitor = subprocess.Popen(
+        ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$@"', "sh", directory, sockets],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    _directories.update((directory, sockets))
+    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config.setdefault("tempdir", sockets)
+    try:
+        with dask.config.set({"temporary-directory": directory}):
+            yield directory
+    finally:
+        if config.get("tempdir") == sockets:
+            del config["tempdir"]
+        janitor.communicate()
+        _directories.difference_update((directory, sockets))
+
+
+async def serve(link: Link, workers: Sequence[WorkerPlan], settings: Settings, place: Place) -> None:
+    """Host workers until the run is over.
+
+    Parameters
+    ----------
+    link : Link
+        Says where the scheduler is and when the run is over.
+    workers : sequence of WorkerPlan
+        The workers; with none, this rank just waits.
+    settings : Settings
+        What the user asked for.
+    place : Place
+        Where to listen and to spill.
+    """
+    configure_logging()
+    start_helpers()
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    started: asyncio.Future[str] = loop.create_future()
+
+    def learn(address: str) -> None:
+        if not started.done():
+            started.set_result(address)
+
+    def hear(message: dict[str, Any]) -> None:
+        if message["op"] == "start":
+            loop.call_soon_threadsafe(learn, message["address"])
+        elif message["op"] in ("stop", "end"):
+            loop.call_soon_threadsafe(over.set)
+
+    specs = [nanny_spec(worker, settings, place) for worker in workers]
+    link.listen(hear)
+    with hidden_main(), configured():
+        await _first(started, over)
+        nannies: list[Any] = []
+        try:
+            if not over.is_set():
+                starts = [_start(cls, options, started.result(), nannies, link) for cls, options in specs]
+                try:
+                    await _first(asyncio.gather(*starts), over)
+                    _keep_ports(nannies)
+                    report_deaths()
+                except Exception as error:  # noqa: BLE001
+                    failure = error if isinstance(error, BatchletError) else start_failure("worker", error)
+                    link.send("failed", kind=type(failure).__name__, message=str(failure))
+            await over.wait()
+        finally:
+            hush()
+            await _close(nannies, settings.stop_timeout if link.end is None else 0.0)
+            nannies.clear()
+            end_helpers()
+
+
+async def _start(cls: type, options: dict[str, Any], address: str, nannies: list[Any], link: Link) -> None:
+    """Start one worker. Once the cluster is in use, a task may end it before its Nanny has noticed that it was up."""
+    for attempt in range(_STARTS):
+        nanny = cls(address, **options)
+        nannies.append(nanny)
+        try:
+            await nanny
+            return
+        except Exception:
+            if attempt == _STARTS - 1 or not link.has("ready"):
+                raise
+            nannies.remove(nanny)
+
+
+async def _first(awaitable: Any, over: asyncio.Event) -> None:
+    """Wait for `awaitable`, or for the end of the run if that comes first."""
+    work, end = asyncio.ensure_future(awaitable), asyncio.ensure_future(over.wait())
+    await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    if work.done():
+        work.result()
+    else:
+        work.cancel()
+
+
+def _keep_ports(nannies: Sequence[Any]) -> None:
+    """Have a worker come back under its address when its process is started again.
+
+    Dask turns ``submit(..., workers=2)`` into an address at once; at another address the task would wait for ever.
+    """
+    for nanny in nannies:
+        if nanny.process is not None and nanny.worker_address:
+            nanny.process.worker_kwargs["port"] = int(nanny.worker_address.rsplit(":", 1)[1])
+
+
+async def _close(nannies: Sequence[Any], timeout: float) -> None:
+    """Close workers in good order, and the hard way those that do not come back in time; with no time, all of them.
+
+    A worker whose scheduler is gone tries for seconds to take its leave.
+    """
+    processes = [nanny.process.process for nanny in nannies if nanny.process is not None and nanny.process.process]
+    for nanny in nannies:
+        nanny.close_gracefully(reason="batchlet-stop")  # do not start again what we end
+    with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+        if timeout:
+            await asyncio.wait_for(
+                asyncio.gather(*(nanny.close(timeout=_TERMINATE) for nanny in nannies), return_exceptions=True), timeout
+            )
+    for process in processes:
+        with contextlib.suppress(Exception):
+            if process.is_alive():
+                await process.kill()

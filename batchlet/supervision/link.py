@@ -1,0 +1,232 @@
+"""A rank's connection to the hub on rank 0, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import BatchletError, ClusterLostError, StartTimeoutError, error_named
+from ..rendezvous.base import Meeting
+from .protocol import Message, ProtocolError, connect, encode, receive, run_loop
+
+__all__ = ["Link"]
+
+_RETRY = 0.2
+# Seconds between two questions whether rank 0 is alive.
+_PING = 3.0
+
+
+class Link:
+    """The connection of one rank.
+
+    Parameters
+    ----------
+    meeting : Meeting
+        Where rank 0 is.
+    hello : dict
+        Who this process is: ``name``, ``role``, ``node``, ``local_ranks``, and which further members it ``brings``.
+    deadline : float
+        Until when connecting may take, in seconds of `time.monotonic`.
+    latest : callable, optional
+        Looks for a newer record when nobody listens where this one says.
+    patience : float
+        Seconds without a word from rank 0 after which it counts as lost.
+
+    Raises
+    ------
+    StartTimeoutError
+        If rank 0 could not be reached by the deadline.
+    """
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        hello: Message,
+        deadline: float,
+        patience: float,
+        latest: Callable[[], Meeting | None] | None = None,
+    ) -> None:
+        self._meeting = meeting
+        self._latest = latest
+        self._hello = hello
+        self._seen: dict[str, Message] = {}
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[Message], None]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._closing = False
+        self._patience = patience
+        self._heard = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-link", daemon=True)
+        self._thread.start()
+        try:
+            problem = asyncio.run_coroutine_threadsafe(self._connect(deadline), self._loop).result()
+            if problem is not None:
+                raise problem
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            raise
+
+    def send(self, op: str, **content: Any) -> None:
+        """Send a message; does nothing if the connection has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._write, {"op": op, **content})
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call `listener` in the link's thread with every message, those that have come before included.
+
+        When the connection ends although nobody said so, the last message is an ``end`` made here.
+        """
+        with self._changed:
+            past = list(self._seen.values())
+            self._listeners.append(listener)
+        for message in past:
+            listener(message)
+
+    def wait(self, op: str, deadline: float | None = None) -> Message:
+        """Wait for a message.
+
+        Raises
+        ------
+        BatchletError
+            The root cause, if the run ends instead.
+        StartTimeoutError
+            If the deadline (in seconds of `time.monotonic`) passes first.
+        """
+        with self._changed:
+            while op not in self._seen:
+                if "end" in self._seen:
+                    raise self.failure(self._seen["end"])
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise StartTimeoutError(
+                        f"Rank 0 on node {self._meeting.node} said nothing in time (waiting for {op!r})."
+                    )
+                self._changed.wait(left)
+            return self._seen[op]
+
+    @staticmethod
+    def failure(end: Message) -> BatchletError:
+        """Make the error of an ``end`` message."""
+        return error_named(str(end.get("kind")), str(end.get("message")))
+
+    @property
+    def meeting(self) -> Meeting:
+        """The record that led here."""
+        return self._meeting
+
+    def has(self, op: str) -> bool:
+        """Whether a message has come."""
+        return op in self._seen
+
+    @property
+    def end(self) -> BatchletError | None:
+        """The root cause, if the run has failed."""
+        return self.failure(self._seen["end"]) if "end" in self._seen else None
+
+    def wait_end(self, seconds: float) -> None:
+        """Wait a moment for the news that the run has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: "end" in self._seen, seconds)
+
+    @property
+    def exit_code(self) -> int:
+        """What a rank other than the client ends with: 0, or the code of the run's failure."""
+        return self.end.exit_code if self.end is not None else 0
+
+    @property
+    def hub_is_alive(self) -> bool:
+        """Whether rank 0 is there (and says to the user what there is to say)."""
+        return "lost" not in self._seen
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Say good-bye and end the thread; does nothing the second time."""
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(timeout)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout)
+
+    async def _connect(self, deadline: float) -> BatchletError | None:
+        """Connect, or give the reason why not: a `SystemExit`, which our errors are, must not be raised in a task."""
+        while True:
+            try:
+                credentials = self._meeting.credentials
+                context = credentials.context(ssl.Purpose.SERVER_AUTH) if credentials else None
+                attempt = connect(self._meeting.host, self._meeting.port, self._meeting.secret, self._hello, context)
+                left = max(_RETRY, deadline - time.monotonic())
+                reader, self._writer = await asyncio.wait_for(attempt, left)
+                break
+            except (OSError, ProtocolError, asyncio.TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    return StartTimeoutError(
+                        f"Node {self._hello['node']} cannot reach rank 0 on node {self._meeting.node} at "
+                        f"{self._meeting.host}:{self._meeting.port} ({error or type(error).__name__}). If the nodes have "
+                        "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
+                    )
+                await asyncio.sleep(_RETRY)
+                self._meeting = (self._latest and self._latest()) or self._meeting
+        self._heard = time.monotonic()
+        self._tasks += [self._loop.create_task(self._read(reader)), self._loop.create_task(self._ping())]
+        return None
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while (message := await receive(reader)) is not None:
+            self._heard = time.monotonic()
+            if message["op"] != "pong":
+                self._note(message)
+        self._lost("its connection ended without a word")
+
+    async def _ping(self) -> None:
+        """Ask rank 0 now and then whether it is alive: its process may be there and yet stand still."""
+        # Often, so that a connection that is cut has something to send, which TCP then gives up.
+        pause = min(_PING, self._patience / 4)
+        while True:
+            asked = time.monotonic()
+            await asyncio.sleep(pause)
+            late = time.monotonic() - asked - pause
+            # If this very process stood still, it cannot tell how long the other side was silent.
+            if late > pause:
+                self._heard += late
+            if time.monotonic() - self._heard > self._patience:
+                self._lost(f"it has not responded for {self._patience:g} s (scheduler_timeout)")
+                return
+            self._write({"op": "ping"})
+
+    def _lost(self, why: str) -> None:
+        if self._closing or {"end", "bye"} & set(self._seen):
+            return
+        self._note({"op": "lost"})
+        message = f"Rank 0 on node {self._meeting.node}, the scheduler, is lost: {why}."
+        self._note({"op": "end", "kind": ClusterLostError.__name__, "message": message})
+
+    def _note(self, message: Message) -> None:
+        with self._changed:
+            self._seen[message["op"]] = message
+            self._changed.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(message)
+
+    def _write(self, message: Message) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._writer.write(encode(message))
+
+    async def _leave(self) -> None:
+        self._write({"op": "bye"})
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
+                self._writer.close()
+                await self._writer.wait_closed()

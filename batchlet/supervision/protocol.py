@@ -1,0 +1,190 @@
+"""The words that the ranks of a run exchange with rank 0, one JSON object a line over TLS.
+
+A connection begins with both sides proving, by HMAC over the other's random challenge, that they know the run's secret; it
+never crosses the network. Afterwards:
+
+=========== =========== ==========================================================================
+message     from        meaning
+=========== =========== ==========================================================================
+hello       rank        who I am, and which versions I have
+welcome     hub         what rank 0 knows about the nodes (memory according to the controller)
+plan        rank        the workers that I host
+start       hub         the scheduler listens at this address
+ready       hub         all workers have joined (or as many as the user wants to wait for)
+failed      rank        I cannot take part, and why; the run ends
+signalled   rank        I was sent a signal, which is meant for the client
+terminate   hub         to the client: another rank was sent a signal
+done        client      the user's code has left the ``with`` block
+stop        hub         the run is over, end in good order
+end         hub         the run has failed, end at once; the root cause
+bye         both        I am leaving, and that is as it should be
+ping, pong  rank, hub   is rank 0 still alive
+=========== =========== ==========================================================================
+
+TCP's own keep-alive finds a peer whose node or network has gone without a word: the kernel answers it, so that user code
+which holds Python's interpreter for minutes does not look dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import socket
+import ssl
+from typing import Any
+
+__all__ = ["LIMIT", "PEER_TIMEOUT", "Message", "ProtocolError", "accept", "connect", "encode", "receive", "run_loop"]
+
+Message = dict[str, Any]
+
+# Bytes of one message; the largest is a plan of some thousand workers.
+LIMIT = 1 << 22
+# Seconds after which a peer that the network no longer reaches counts as lost.
+PEER_TIMEOUT = 15.0
+_HANDSHAKE_TIMEOUT = 10.0
+
+
+class ProtocolError(Exception):
+    """The other side is not of this run."""
+
+
+def run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run an event loop in this thread until it is stopped, then end its tasks and close it."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    finally:
+        loop.close()
+
+
+def encode(message: Message) -> bytes:
+    """Write a message as one line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+async def receive(reader: asyncio.StreamReader) -> Message | None:
+    """Read a message; `None` when the connection has ended, in whatever way."""
+    try:
+        line = await reader.readline()
+        message = json.loads(line) if line.endswith(b"\n") else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("op"), str) else None
+
+
+def _proof(secret: str, side: str, challenge: str) -> str:
+    return hmac.new(bytes.fromhex(secret), f"{side}:{challenge}".encode(), hashlib.sha256).hexdigest()
+
+
+def _same(given: object, needed: str) -> bool:
+    return hmac.compare_digest(str(given).encode(errors="replace"), needed.encode())
+
+
+async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> Message:
+    """Let a rank in that knows the secret.
+
+    Returns
+    -------
+    dict
+        Its hello.
+
+    Raises
+    ------
+    ProtocolError
+        If the other side does not know the secret, or is silent.
+    """
+    challenge = secrets.token_hex(16)
+    async with _handshake():
+        writer.write(encode({"op": "challenge", "challenge": challenge}))
+        hello = await receive(reader)
+        if hello is None or not _same(hello.pop("proof", ""), _proof(secret, "rank", challenge)):
+            raise ProtocolError
+        writer.write(encode({"op": "accepted", "proof": _proof(secret, "hub", str(hello.pop("challenge", "")))}))
+        await writer.drain()
+    _keep_alive(writer)
+    return hello
+
+
+async def connect(
+    host: str, port: int, secret: str, hello: Message, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the hub of the run.
+
+    Raises
+    ------
+    ProtocolError
+        If what listens there is not the hub of this run.
+    OSError
+        If nothing listens there.
+    """
+    challenge = secrets.token_hex(16)
+    async with _handshake():
+        reader, writer = await asyncio.open_connection(host, port, limit=LIMIT, ssl=context)
+        try:
+            first = await receive(reader)
+            if first is None:
+                raise ProtocolError
+            proof = _proof(secret, "rank", str(first.get("challenge")))
+            writer.write(encode({**hello, "op": "hello", "proof": proof, "challenge": challenge}))
+            answer = await receive(reader)
+            if answer is None or not _same(answer.get("proof"), _proof(secret, "hub", challenge)):
+                raise ProtocolError
+        except BaseException:
+            writer.close()
+            raise
+    _keep_alive(writer)
+    return reader, writer
+
+
+@contextlib.asynccontextmanager
+async def _handshake() -> Any:
+    try:
+        async with _timeout(_HANDSHAKE_TIMEOUT):
+            yield
+    except (asyncio.TimeoutError, TimeoutError):
+        raise ProtocolError from None
+
+
+@contextlib.asynccontextmanager
+async def _timeout(seconds: float) -> Any:
+    """`asyncio.timeout` for Python 3.10 too."""
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    handle = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if expired:
+            raise TimeoutError from None
+        raise
+    finally:
+        handle.cancel()
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    sock: socket.socket = writer.get_extra_info("socket")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 5),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", 5),
+        ("TCP_USER_TIMEOUT", int(PEER_TIMEOUT * 1000)),
+    ):
+        if hasattr(socket, option):  # Linux has all of them, macOS some
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,0 +1,155 @@
+"""Signals: who gets them, and what becomes of them.
+
+``scancel`` and a time limit send SIGTERM to every rank, Ctrl-C sends SIGINT to every process of the terminal. Only the client
+may act on them, since only there is code of the user's that wants to save its work; the others pass the word on and keep
+working until the client has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from .. import report
+from ..errors import BatchletError, terminated
+
+__all__ = ["ClientGuard", "handled"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Wakes the main thread from whatever it waits for. The default action of this signal is to do nothing, so that one that
+# comes too late does no harm; hardly any program uses it.
+_WAKE = signal.SIGURG
+Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextlib.contextmanager
+def handled(handler: Handler, *signals: int) -> Iterator[None]:
+    """Handle signals (SIGTERM and SIGINT unless others are named) and put back what was there before.
+
+    Does nothing in a thread other than the main one, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals or _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            # None: a handler that was not installed from Python, which cannot be put back from here.
+            if old is not None:
+                signal.signal(number, old)
+
+
+class ClientGuard:
+    """Brings bad news to the user's code: an exception in its main thread, and an end if that does not help.
+
+    Parameters
+    ----------
+    grace : float
+        Seconds that the user's code has to end after a signal.
+    stop_timeout : float
+        Seconds that it has to end once the cluster is lost.
+    callbacks : list of callable
+        Each gets the signal's number in the main thread, before the exception is raised there.
+    leave : callable
+        Called before the process is ended the hard way: tells rank 0 that the run is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace: float,
+        stop_timeout: float,
+        callbacks: list[Callable[[int], object]],
+        leave: Callable[[], None],
+    ) -> None:
+        self._grace = grace
+        self._stop_timeout = stop_timeout
+        self._leave = leave
+        self._callbacks = callbacks
+        self._error: BatchletError | None = None
+        self._delivered = threading.Event()
+        self._over = threading.Event()
+
+    @property
+    def error(self) -> BatchletError | None:
+        """The bad news, if there is any."""
+        return self._error
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watch over the user's code."""
+        with handled(self._on_signal), handled(self._on_wake, _WAKE):
+            try:
+                yield
+            finally:
+                self._over.set()
+
+    def end(self) -> None:
+        """Stop watching: the user's code has come back."""
+        self._over.set()
+
+    def wait_delivered(self, seconds: float) -> None:
+        """Wait a moment until the news has reached the main thread, in another thread."""
+        self._delivered.wait(seconds)
+
+    def deliver(self, error: BatchletError) -> None:
+        """Raise `error` in the main thread; may be called from any thread. Only the first error counts."""
+        if self._error is not None or self._over.is_set():
+            return
+        self._error = error
+        signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+        self._expire(error, self._stop_timeout)
+
+    def terminate(self, number: int, where: str) -> None:
+        """Bring a signal that another rank got; may be called from any thread."""
+        if self._error is None and not self._over.is_set():
+            self._error = terminated(number, where)
+            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+            self._expire(self._error, self._grace)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._over.is_set() or self._delivered.is_set():
+            return
+        if self._error is None:
+            self._error = terminated(number)
+            self._expire(self._error, self._grace)
+        self._raise()
+
+    def _on_wake(self, _number: int, _frame: FrameType | None) -> None:
+        if self._error is not None and not self._delivered.is_set() and not self._over.is_set():
+            self._raise()
+
+    def _raise(self) -> None:
+        error = self._error
+        assert error is not None
+        self._delivered.set()
+        if error.exit_code > 128:
+            for callback in self._callbacks:
+                try:
+                    callback(error.exit_code - 128)
+                except Exception as problem:  # noqa: BLE001
+                    report.note(f"on_terminate callback failed: {type(problem).__name__}: {problem}")
+        raise error
+
+    def _expire(self, error: BatchletError, seconds: float) -> None:
+        """End the process if the user's code has not come back by then; it may be stuck in compiled code."""
+
+        def wait() -> None:
+            if self._over.wait(seconds):
+                return
+            report.note(f"the script did not end within {seconds:g} s; its process is ended")
+            with contextlib.suppress(Exception):
+                self._leave()
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(error.exit_code)
+
+        threading.Thread(target=wait, name="batchlet-deadline", daemon=True).start()
