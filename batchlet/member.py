@@ -1,0 +1,91 @@
+"""A process that Batchlet itself has started: it reads its orders from standard input and follows them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+
+from .environments.base import read_int
+from .environments.slurm import SlurmStep, slots
+from .errors import BatchletError
+from .orders import Orders, receive
+from .plan import SCHEDULER, WORKER
+from .rank import Rank
+from .rendezvous.base import Meeting
+from .rendezvous.pipe import PipeRendezvous
+
+__all__ = ["main"]
+
+_MEMORY = "SLURM_MEM_PER_"
+# Seconds that a member has to end in good order once its starter is gone.
+_GRACE = 10.0
+
+
+class _Inbox:
+    """Standard input, read in a thread: the orders, later the record, and at last the end of the starter."""
+
+    def __init__(self) -> None:
+        self.meeting: Meeting | None = None
+        self.orders: Orders = receive()
+        threading.Thread(target=self._read, name="batchlet-orders", daemon=True).start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self.meeting = receive()
+        time.sleep(_GRACE)
+        os._exit(1)
+
+
+def main() -> int:
+    """Do as ordered.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    began = time.monotonic()
+    try:
+        inbox = _Inbox()
+    except EOFError:
+        return 0
+    orders = inbox.orders
+    sys.path[:] = orders.sys_path
+    environ = {**os.environ, **{name: value for name, value in orders.environ.items() if name.startswith(_MEMORY)}}
+    began += orders.patience - orders.settings.start_timeout
+    try:
+        if orders.info is not None and orders.environment is not None and orders.meeting is not None:
+            rank = Rank(orders.settings, orders.environment, orders.info, environ, began)
+            rank.connect(orders.meeting, name=f"{orders.info.rank}w", role=WORKER)
+            code = rank.host_workers()
+            rank.link.close()
+            return code
+        step = SlurmStep()
+        info = step.process(environ)
+        info = replace(
+            info,
+            nodes=info.nodes + (orders.client_node is None),
+            client_rank=None,
+            guests=int(info.node == orders.client_node),
+            slots=slots(orders.environ, read_int(environ, "SLURM_NODEID")),
+        )
+        rank = Rank(orders.settings, step, info, environ, began)
+        rendezvous = PipeRendezvous(lambda: inbox.meeting)
+        if rank.role == SCHEDULER:
+            return rank.run_scheduler(rendezvous)
+        rank.connect(rendezvous.wait(rank.deadline))
+        code = rank.host_workers()
+        rank.link.close()
+    except BatchletError as error:
+        # Rank 0 has printed it, or the starter will miss us.
+        return error.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

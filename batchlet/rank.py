@@ -1,0 +1,386 @@
+"""What one process of a run does: plan its node, meet the others, and be the scheduler or a host of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import report
+from .environments import Environment, Figure, ProcessInfo
+from .errors import BatchletError, NetworkError, PlanError
+from .network import reachable_host
+from .orders import Orders, start_host
+from .plan import CLIENT, WORKER, Plan, WorkerPlan, hosts_workers, make_plan, role_of
+from .rendezvous import Meeting, Rendezvous
+from .resources import node_resources, read_host
+from .security import Credentials, dashboard_token
+from .settings import Settings
+from .versions import versions
+
+if TYPE_CHECKING:
+    from .supervision.hub import Hub
+
+__all__ = ["Rank"]
+
+# Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
+_PATIENCE = 5.0
+
+
+class Rank:
+    """One process of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+    environment : Environment
+        How the process was started.
+    info : ProcessInfo
+        Who it is.
+    environ : mapping of str to str
+        The launcher's variables.
+    began : float
+        When it began, in seconds of `time.monotonic`.
+
+    Attributes
+    ----------
+    plan : Plan or None
+        What this node does; `None` while `plan_error` says why there is none.
+    link : Link or None
+        The connection to rank 0's hub.
+    meeting : Meeting or None
+        The record by which the ranks have found each other.
+
+    Raises
+    ------
+    PlanError
+        If the plan fails in a world of one. With more ranks it is kept in `plan_error`, to be told to rank 0, which
+        speaks for all.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Environment,
+        info: ProcessInfo,
+        environ: Mapping[str, str],
+        began: float,
+    ) -> None:
+        self.settings = settings
+        self.environment = environment
+        self.info = info
+        self.environ = environ
+        self.began = began
+        self.deadline = began + settings.start_timeout
+        self.plan: Plan | None = None
+        self.plan_error: PlanError | None = None
+        self.link: Any = None
+        self.meeting: Meeting | None = None
+        self.make_plan(None)
+
+    @property
+    def role(self) -> str:
+        """What this rank is."""
+        return role_of(self.info, self.info.rank)
+
+    def make_plan(self, told: Figure[int] | None) -> None:
+        """Plan this node; `told` is its memory in bytes according to the launcher's controller."""
+        self.plan_error = None
+        resources = node_resources(self.environment.grant(self.environ), read_host(), told)
+        try:
+            self.plan = make_plan(self.info, resources, self.settings)
+        except PlanError as error:
+            if self.info.world_size == 1 and self.info.client_rank == 1:
+                raise
+            self.plan_error = error
+
+    def reachable_host(self) -> str:
+        """Address of this node; see `batchlet.network.reachable_host`."""
+        return reachable_host(self.info.node, self.info.nodes, self.settings.interface)
+
+    def connect(
+        self,
+        meeting: Meeting,
+        *,
+        name: str | None = None,
+        role: str | None = None,
+        latest: Callable[[], Meeting | None] | None = None,
+    ) -> None:
+        """Connect to rank 0 and settle the plan with what it knows.
+
+        Parameters
+        ----------
+        meeting : Meeting
+            Where rank 0 is.
+        name, role : str, optional
+            Other than this rank's own, for a process beside it.
+        latest : callable, optional
+            Looks for a newer record when nobody listens where this one says.
+
+        Raises
+        ------
+        StartTimeoutError
+            If rank 0 cannot be reached.
+        BatchletError
+            The root cause, if the run has failed.
+        """
+        from .supervision.link import Link
+
+        info = self.info
+        self.meeting = meeting
+        role = role or self.role
+        brings = [f"{info.rank}w"] if role == CLIENT and self.brings_host else []
+        self.link = Link(
+            meeting,
+            {
+                "name": name or str(info.rank),
+                "role": role,
+                "node": info.node,
+                "local_ranks": list(info.local_ranks),
+                "brings": brings,
+                "versions": versions(),
+            },
+            self.deadline + _PATIENCE,
+            self.settings.scheduler_timeout,
+            latest,
+        )
+        self.meeting = self.link.meeting
+        facts = self.link.wait("welcome", self.deadline + _PATIENCE)["facts"]
+        told = facts.get(info.node)
+        self.make_plan(Figure(int(told[0]), str(told[1])) if told else None)
+        if self.plan_error is not None:
+            self.fail_all(self.plan_error)
+
+    def security(self) -> Any:
+        """Dask's security for this process."""
+        from .roles.dask_security import security_for
+
+        return security_for(self.settings.security, self.meeting.credentials if self.meeting is not None else None)
+
+    @property
+    def brings_host(self) -> bool:
+        """Whether this head rank has a process beside it that hosts workers."""
+        rank = self.info.rank
+        return self.role != WORKER and rank in self.info.local_ranks and hosts_workers(self.info, self.settings, rank)
+
+    def fail_all(self, error: BatchletError) -> None:
+        """End the run for all ranks with this rank's error; rank 0 prints it and answers with the end of the run."""
+        self.link.send("failed", kind=type(error).__name__, message=str(error))
+        self.link.wait("end", time.monotonic() + _PATIENCE)
+        raise error
+
+    def wait(self, message: str) -> Mapping[str, Any]:
+        """Wait for a message of the hub until the start is overdue; see `Link.wait`."""
+        answer: Mapping[str, Any] = self.link.wait(message, self.deadline + _PATIENCE)
+        return answer
+
+    def host_workers(self) -> int:
+        """Host this rank's workers until the run is over.
+
+        Returns
+        -------
+        int
+            The exit code.
+        """
+        import asyncio
+
+        from .roles import worker
+        from .supervision.signals import handled
+
+        workers = self.hosted
+        try:
+            host = self.reachable_host()
+            with (
+                handled(lambda number, _: self.link.send("signalled", number=number)),
+                worker.scratch(self.settings, self.environ, self.info.run_id) as directory,
+            ):
+                self.link.send("plan", workers=[[w.name, w.threads, w.memory] for w in workers])
+                place = worker.Place(host, directory, self.security())
+                asyncio.run(worker.serve(self.link, workers, self.settings, place))
+        except BatchletError as error:
+            self.fail_all(error)
+        except Exception as error:  # noqa: BLE001
+            self.fail_all(unexpected(error, f"rank {self.info.rank} on node {self.info.node}"))
+        return int(self.link.exit_code)
+
+    @property
+    def hosted(self) -> tuple[WorkerPlan, ...]:
+        """The workers of this rank."""
+        return self.plan.hosted if self.plan is not None else ()
+
+    @contextlib.contextmanager
+    def host_beside(self, meeting: Meeting) -> Iterator[None]:
+        """Have a process beside this head rank host its workers, so that they never share the head's event loop."""
+        if not self.brings_host:
+            yield
+            return
+        orders = Orders(
+            self.settings,
+            {},
+            tuple(sys.path),
+            self.deadline - time.monotonic(),
+            info=self.info,
+            environment=self.environment,
+            meeting=meeting,
+        )
+        with start_host(orders):
+            yield
+
+    def run_scheduler(self, rendezvous: Rendezvous) -> int:
+        """Be rank 0: the hub, the record by which the others find it, and the scheduler, until the run is over.
+
+        Returns
+        -------
+        int
+            The exit code.
+        """
+        return _SchedulerRank(self, rendezvous).run()
+
+    def members(self) -> set[str]:
+        """Name all the processes that rank 0 expects."""
+        names = {str(rank) for rank in range(1, self.info.world_size)}
+        if self.info.client_rank is None:
+            names.add("client")
+        return names | ({"0w"} if self.brings_host else set())
+
+    def facts(self) -> dict[str, tuple[int, str]]:
+        """Ask the launcher's controller about memory, where no variable and no cgroup says anything."""
+        if self.environment.grant(self.environ).memory is not None or read_host().cgroup_memory is not None:
+            return {}
+        return {node: (figure.value, figure.source) for node, figure in self.environment.ask(self.environ).items()}
+
+
+def unexpected(error: Exception, where: str) -> BatchletError:
+    """Make the report of an error that nobody foresaw, with the last lines of its traceback."""
+    import traceback
+
+    tail = "".join(traceback.format_exception(error)[-3:]).rstrip()
+    return BatchletError(f"{where} failed:\n{tail}")
+
+
+class _SchedulerRank:
+    """Rank 0 at work."""
+
+    def __init__(self, rank: Rank, rendezvous: Rendezvous) -> None:
+        self._rank = rank
+        self._rendezvous = rendezvous
+        self._failure: BatchletError | None = None
+        self._over = threading.Event()
+        self._stop_serving: Callable[[], object] | None = None
+
+    def run(self) -> int:
+        from .supervision.hub import Hub
+        from .supervision.signals import handled
+
+        info, settings = self._rank.info, self._rank.settings
+        host, failure = self._host()
+        secret = secrets.token_hex(32)
+        credentials = Credentials.generate() if settings.security is not False else None
+        hub = Hub(
+            host=host,
+            secret=secret,
+            credentials=credentials,
+            node=info.node,
+            members=self._rank.members(),
+            start_timeout=settings.start_timeout,
+            patience=max(0.0, self._rank.deadline - time.monotonic()),
+            stop_timeout=settings.stop_timeout,
+            grace=settings.grace,
+            scheduler_timeout=settings.scheduler_timeout,
+            versions=versions(),
+            quorum=self._quorum,
+            # All have read the record: whatever ends the run, it will not be left behind.
+            on_met=self._rendezvous.withdraw,
+            on_stop=self._on_stop,
+            on_failure=self._on_failure,
+            on_loss=report.note,
+            on_stuck=self._end_hard,
+            places=lambda: self._rank.environment.places(self._rank.environ),
+        )
+        pair = (credentials.certificate, credentials.key) if credentials is not None else ("", "")
+        meeting = Meeting(info.run_id, secrets.token_hex(8), info.node, host, hub.listen(), secret, *pair)
+        self._rank.meeting = meeting
+        where = f"rank {info.rank} on node {info.node}"
+        try:
+            with handled(lambda number, _: hub.signalled(number, where)):
+                self._meet(hub, host, meeting, failure)
+        except BatchletError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            hub.fail(unexpected(error, where))
+            self._over.wait(_PATIENCE)
+        finally:
+            self._rendezvous.withdraw()
+            hub.close()
+        return self._failure.exit_code if self._failure is not None else 0
+
+    def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
+        info = self._rank.info
+        self._rendezvous.publish(meeting)
+        facts = self._rank.facts()
+        told = facts.get(info.node)
+        self._rank.make_plan(Figure(*told) if told else None)
+        hub.tell(facts)
+        error = failure or self._rank.plan_error
+        if error is not None:
+            hub.fail(error)
+            self._over.wait()
+        else:
+            self._serve(hub, host, meeting)
+
+    def _host(self) -> tuple[str, BatchletError | None]:
+        """Address to listen on, and what is wrong with it; the other ranks hear of that through the hub."""
+        try:
+            return self._rank.reachable_host(), None
+        except NetworkError as error:
+            return reachable_host(self._rank.info.node, self._rank.info.nodes, None), error
+
+    def _serve(self, hub: Hub, host: str, meeting: Meeting) -> None:
+        import asyncio
+
+        from .roles import scheduler
+        from .roles.worker import scratch
+
+        with self._rank.host_beside(meeting), scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
+            token = dashboard_token(meeting.secret) if meeting.key else None
+            options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
+            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._set_stop))
+
+    def _set_stop(self, stop: Callable[[], object]) -> None:
+        self._stop_serving = stop
+        if self._over.is_set():
+            stop()
+
+    def _on_stop(self) -> None:
+        self._over.set()
+        if self._stop_serving is not None:
+            with contextlib.suppress(RuntimeError):
+                self._stop_serving()
+
+    def _end_hard(self) -> None:
+        """End this process although the scheduler's event loop does not; in the hub's thread."""
+        from .roles.worker import remove_scratch
+
+        remove_scratch()
+        self._rendezvous.withdraw()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(self._failure.exit_code if self._failure is not None else 0)
+
+    def _on_failure(self, error: BatchletError) -> None:
+        self._failure = error
+        report.failure(error, time.monotonic() - self._rank.began)
+
+    def _quorum(self, planned: int) -> int | None:
+        """How many of the planned workers are enough."""
+        wanted = self._rank.settings.min_workers
+        if wanted is None:
+            return None
+        return math.ceil(wanted * planned) if isinstance(wanted, float) else wanted
