@@ -1,0 +1,147 @@
+"""Batchlet under a real mpirun, of Open MPI and of MPICH: exit codes, what is printed, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mpi_launchers import mpich, open_mpi
+from run_helpers import REPOSITORY, Result
+
+pytestmark = [pytest.mark.mpirun, pytest.mark.timeout(240)]
+
+HERE = Path(__file__).parent
+MEET = HERE / "programs" / "meet.py"
+
+CLIENT = """
+import sys
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+with BatchletRunner({options}) as runner, Client(runner) as client:
+    print("RESULT", client.submit(sum, [1, 2, 3]).result(), len(client.scheduler_info(n_workers=-1)["workers"]), flush=True)
+    {last}
+"""
+
+
+def client(last: str = "pass", options: str = "") -> str:
+    return CLIENT.format(last=last, options=options)
+
+
+def own_lines(result: Result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("batchlet: ")]
+
+
+@pytest.fixture
+def without_mpi4py(tmp_path):
+    """Variables with which mpi4py is there but cannot be imported."""
+    package = tmp_path / "shim" / "mpi4py"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('no mpi4py for this test')\n")
+    return {"PYTHONPATH": os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_this_directory_under_mpirun(mpirun):
+    command = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--rootdir", REPOSITORY, HERE]
+    result = mpirun(4, *command, "-m", "mpi", "-c", REPOSITORY / "pyproject.toml", timeout=120)
+    assert result.rc == 0, result
+    assert result.stdout.count(" passed") == 4, result
+    assert "failed" not in result.stdout
+
+
+class TestMeeting:
+    """Without a cluster: what MPI does."""
+
+    @pytest.mark.parametrize("ranks", [2, 5])
+    def test_mpi_is_over_when_the_ranks_have_met(self, mpirun, ranks):
+        result = mpirun(ranks, MEET, "codes")
+        assert result.rc == 3, result
+        facts = sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda one: one["rank"])
+        assert [one["rank"] for one in facts] == list(range(ranks))
+        assert all(one["layout"] == [list(range(ranks)), 1] for one in facts)
+        assert all(one["guess"] == list(range(ranks)) for one in facts)
+        assert len({one["run_id"] for one in facts}) == 1
+        assert all(one["finalised"] and one["threads"] == 1 for one in facts)
+
+    def test_a_clean_end_is_silent(self, mpirun):
+        result = mpirun(4, MEET, "plain")
+        assert (result.rc, result.stderr) == (0, ""), result
+        assert len(result.stdout.splitlines()) == 4
+
+    def test_two_runs_have_different_names(self, mpirun):
+        names = {json.loads(mpirun(2, MEET, "plain").stdout.splitlines()[0])["run_id"] for _ in range(2)}
+        assert len(names) == 2
+
+    def test_a_script_that_uses_mpi_keeps_it(self, mpirun):
+        result = mpirun(4, MEET, "script")
+        assert (result.rc, result.stderr) == (0, ""), result
+        assert {json.loads(line)["sum"] for line in result.stdout.splitlines()} == {6}
+
+    def test_a_rank_that_fails_ends_all(self, mpirun):
+        result = mpirun(4, MEET, "fails", timeout=30)
+        assert result.rc == 1, result
+        assert "ERROR 0 BatchletError: rank 0 cannot go on" in result.stderr
+        assert result.stdout == ""
+
+    def test_a_rank_that_never_comes_is_no_wait_without_end(self, mpirun):
+        result = mpirun(3, MEET, "absent", timeout=30)
+        # MPICH's mpiexec reports its own kill instead of rank 0's exit code.
+        assert result.rc in ((80,) if mpirun.launcher.name == "Open MPI" else (80, 9)), result
+        assert "ERROR 0 StartTimeoutError" in result.stderr
+        assert "3 ranks" in result.stderr
+        assert result.seconds < 20
+
+
+class TestRunner:
+    """With a cluster."""
+
+    def test_flight_delays(self, mpirun):
+        script = REPOSITORY / "slurm_examples" / "flight_delays.py"
+        result = mpirun(6, script, "--check", timeout=150)
+        assert result.rc == 0, result
+        assert "336,776 flights" in result.stdout
+        assert len(result.stderr.splitlines()) <= 3, result
+        assert "batchlet: mpi" in result.stderr
+        assert "4 workers" in result.stderr
+
+    def test_the_client_is_one_and_all_others_work(self, mpirun, place):
+        result = mpirun(4, place.script(client()))
+        assert (result.rc, result.stdout) == (0, "RESULT 6 2\n"), result
+        assert len(result.stderr.splitlines()) <= 3, result
+
+    @pytest.mark.parametrize(("last", "code"), [("sys.exit(3)", 3), ("raise ValueError('mine')", 1)])
+    def test_the_exit_code_is_the_clients(self, mpirun, place, last, code):
+        result = mpirun(4, place.script(client(last)))
+        assert result.rc == code, result
+        assert ("ValueError: mine" in result.stderr) is (code == 1)
+
+    def test_the_file_serves_if_it_is_asked_for(self, mpirun, place):
+        result = mpirun(4, place.script(client(options='rendezvous="file"')))
+        assert (result.rc, result.stdout) == (0, "RESULT 6 2\n"), result
+
+    def test_the_file_serves_without_mpi4py(self, mpirun, place, without_mpi4py):
+        result = mpirun(4, place.script(client()), env=without_mpi4py)
+        assert (result.rc, result.stdout) == (0, "RESULT 6 2\n"), result
+        assert len(result.stderr.splitlines()) <= 3, result
+
+    def test_without_mpi4py_mpi_cannot_be_asked_for(self, mpirun, place, without_mpi4py):
+        result = mpirun(4, place.script(client(options='rendezvous="mpi"')), env=without_mpi4py)
+        assert result.rc == 2, result
+        assert len(own_lines(result)) == 1, result
+        assert "no mpi4py for this test" in own_lines(result)[0]
+
+    def test_an_error_of_all_ranks_is_said_once(self, mpirun, place):
+        result = mpirun(4, place.script(client(options="no_such_option=1")))
+        assert result.rc == 2, result
+        assert len(own_lines(result)) == 1, result
+
+    def test_mpi4py_for_another_mpi_is_a_clear_error(self, mpirun, place, tmp_path):
+        other = mpich(tmp_path) if mpirun.launcher.name == "Open MPI" else open_mpi()
+        result = mpirun(4, place.script(client()), library=other.library)
+        assert result.rc == 2, result
+        (line,) = own_lines(result)
+        for words in ("rank 0 of 4", "rank 0 of 1", other.name, "mpirun", 'rendezvous="file"'):
+            assert words in line
+        assert "RESULT" not in result.stdout

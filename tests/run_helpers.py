@@ -1,0 +1,234 @@
+"""Run a program as a user would, and see what it printed, how it ended and what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+WORKLOADS = REPOSITORY / "tests" / "slurm" / "workloads"
+
+# In the environment of all that a test starts, on whichever node: by this a process is known as the test's own.
+MARK = "TEST_RUN_MARK"
+FOREIGN = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "DASK_", "BATCHLET_")
+# What the launcher says about a run is not ours.
+LAUNCHER_LINES = ("srun: ", "slurmstepd: ", "salloc: ")
+# The launcher's last helpers may outlive it by a moment.
+GRACE = 2.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a user sees of a program that has ended."""
+
+    rc: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines on stderr that the launcher did not write."""
+        return [line for line in self.stderr.splitlines() if not line.startswith(LAUNCHER_LINES)]
+
+    def __str__(self) -> str:
+        return f"rc {self.rc} after {self.seconds:.1f} s\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+Run = Callable[..., Result]
+
+
+class Place:
+    """A working directory and a temporary directory for one test, with short names: sockets live in the latter.
+
+    Other users can read them, as they could on a cluster; `on_timeout` is called before a program that hangs is killed.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, on_timeout: Callable[[], object] | None = None) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="bt-", dir="/tmp" if Path("/tmp").is_dir() else None))
+        self.base.chmod(0o755)
+        self.cwd = self.base / "cwd"
+        self.tmp = self.base / "tmp"
+        self.cwd.mkdir(mode=0o755)
+        self.tmp.mkdir(mode=0o755)
+        self.mark = secrets.token_hex(8)
+        self._on_timeout = on_timeout
+        self._scripts = 0
+        clean = {key: value for key, value in environ.items() if not key.startswith(FOREIGN) or key == "SLURM_CONF"}
+        python = str(Path(sys.executable).parent)
+        self.environ = {
+            **clean,
+            "PATH": f"{python}{os.pathsep}{clean.get('PATH', '/usr/bin:/bin')}",
+            "TMPDIR": str(self.tmp),
+            MARK: self.mark,
+        }
+
+    def script(self, source: str | Path) -> str:
+        """Return the path of a script: one that exists, or a new one with this text, outside the working directory."""
+        if isinstance(source, Path):
+            return str(source)
+        self._scripts += 1
+        path = self.base / f"app{self._scripts}.py"
+        path.write_text(source)
+        path.chmod(0o644)
+        return str(path)
+
+    def run(
+        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 60, stdin: str | None = None
+    ) -> Result:
+        """Run a command to its end; it must end in time, and leave no process and no file behind."""
+        before = self.files()
+        result = self.run_only(*command, env=env, timeout=timeout, stdin=stdin)
+        self.assert_nothing_left(before, result)
+        return result
+
+    def run_only(
+        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 60, stdin: str | None = None
+    ) -> Result:
+        """Run a command to its end; it must end in time."""
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            env={**self.environ, **(env or {})},
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            if self._on_timeout is not None:
+                self._on_timeout()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            self.kill_processes()
+            stdout, stderr = process.communicate(timeout=10)
+            result = Result(process.returncode, stdout, stderr, time.monotonic() - began)
+            raise AssertionError(f"still running after {timeout} s: {' '.join(command)}\n{result}") from None
+        except BaseException:
+            process.kill()
+            raise
+        return Result(process.returncode, stdout, stderr, time.monotonic() - began)
+
+    def processes(self) -> list[psutil.Process]:
+        """List what still runs of all that was started here."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def kill_processes(self) -> None:
+        """End what still runs of all that was started here."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def files(self) -> set[Path]:
+        """List the files in the working directory, and Batchlet's own (and its fork server's) in the temporary one."""
+        return {*self.cwd.rglob("*"), *self.tmp.glob("batchlet-*"), *self.tmp.glob("pymp-*")}
+
+    def assert_nothing_left(self, before: set[Path] | None = None, result: object = "") -> None:
+        """Fail if a process is still there, or a file that was not there before."""
+        deadline = time.monotonic() + GRACE
+        while (processes := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        described = []
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                described.append(f"{process.pid} {' '.join(process.cmdline())}")
+        self.kill_processes()
+        assert not described, f"processes are left: {described}\n{result}"
+        files = sorted(str(path.relative_to(self.base)) for path in self.files() - (before or set()))
+        assert not files, f"files are left: {files}\n{result}"
+
+    def close(self) -> None:
+        """Remove it all."""
+        self.kill_processes()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def json_line(text: str, prefix: str = "RESULT ") -> str:
+    """Return the one line of a script's output that starts with `prefix`, without it."""
+    lines = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
+    assert len(lines) == 1, f"not one line that starts with {prefix!r}:\n{text}"
+    return lines[0]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch job that has ended."""
+
+    rc: int
+    output: str
+    start: str
+    end: str
+
+
+class BatchJob:
+    """A batch job, submitted as a user would, from the working directory."""
+
+    def __init__(self, place: Place, *args: str, script: str | None = None) -> None:
+        self._place = place
+        submitted = place.run_only("sbatch", "--parsable", *args, timeout=10, stdin=script)
+        assert submitted.rc == 0, submitted
+        self.id = submitted.stdout.strip()
+
+    def wait(self, timeout: float = 60) -> Job:
+        """Wait for its end; it must end in time. Its output file is read and removed."""
+        deadline = time.monotonic() + timeout
+        while (facts := self._facts())["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+            if time.monotonic() > deadline:
+                subprocess.run(["scancel", self.id], env=self._place.environ, check=False)
+                raise AssertionError(f"the batch job is still running after {timeout} s: {facts}")
+            time.sleep(0.2)
+        path = Path(facts["StdOut"])
+        output = path.read_text()
+        path.unlink()
+        return Job(int(facts["ExitCode"].split(":")[0]), output, facts["StartTime"], facts["EndTime"])
+
+    def _facts(self) -> dict[str, str]:
+        shown = self._place.run_only("scontrol", "--oneliner", "show", "job", self.id, timeout=10)
+        return dict(re.findall(r"(\S+?)=(\S*)", shown.stdout))
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip, or fail where Slurm is a must."""
+    if "slurm" in os.environ.get("BATCHLET_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(f"BATCHLET_REQUIRE contains slurm, but: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def reserved_instance() -> Iterator[int]:
+    """Reserve the number of a test cluster; the kernel takes it back when this process ends, however that happens."""
+    first = int(os.environ.get("BATCHLET_TEST_SLURM_INSTANCE", "1"))
+    for instance in range(first, first + 20):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
+            try:
+                holder.bind(f"\0batchlet-tests-slurm-{instance}")
+            except OSError:
+                continue
+            yield instance
+            return
+    pytest.fail(f"20 other test sessions use the Slurm instances from {first} on")

@@ -1,0 +1,211 @@
+"""Importing Batchlet is light and without side effects, and its modules import each other one way only."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchlet
+
+from .shapes import STEPS
+
+PACKAGE = Path(batchlet.__file__).parent
+HEAVY = {
+    "dask",
+    "distributed",
+    "tornado",
+    "asyncio",
+    "numpy",
+    "pandas",
+    "psutil",
+    "mpi4py",
+    "multiprocessing",
+    "cryptography",
+}
+
+# The way of the data: a module imports only from lines above its own.
+ORDER = (
+    ("errors", "versions"),
+    ("settings", "program"),
+    ("environments.base",),
+    ("environments.slurm",),
+    ("environments.mpi", "environments.local"),
+    ("environments",),
+    ("resources",),
+    ("plan",),
+    ("network",),
+    ("security",),
+    ("rendezvous.base",),
+    ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"),
+    ("rendezvous",),
+    ("report",),
+    ("supervision",),
+    ("supervision.protocol", "supervision.signals"),
+    ("supervision.hub", "supervision.link"),
+    ("roles",),
+    ("roles.dask_process", "roles.fork_server", "roles.dask_security", "roles.dashboard"),
+    ("roles.scheduler",),
+    ("roles.worker",),
+    ("roles.local", "roles.client"),
+    ("orders",),
+    ("rank",),
+    ("member",),
+    ("step",),
+    ("runner",),
+    ("",),
+    ("cli",),
+    ("__main__",),
+)
+LINE = {name: number for number, names in enumerate(ORDER) for name in names}
+MODULES = sorted(
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    for file in PACKAGE.rglob("*.py")
+)
+
+
+def source(module: str) -> Path:
+    plain = PACKAGE / (module.replace(".", "/") + ".py")
+    return plain if module and plain.exists() else PACKAGE / module.replace(".", "/") / "__init__.py"
+
+
+def imports(module: str) -> list[tuple[str, str, bool]]:
+    """What a module imports: absolute name, name inside the package ("" for the package itself), whether on import."""
+    tree = ast.parse(source(module).read_text())
+    package = module if source(module).name == "__init__.py" else module.rpartition(".")[0]
+    deferred = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        at_once = id(node) not in deferred
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "", at_once) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [part for part in package.split(".") if part]
+            base = base[: len(base) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            if not node.level:
+                found.append((prefix, prefix.removeprefix("batchlet").lstrip("."), at_once))
+                continue
+            for alias in node.names:
+                inner = f"{prefix}.{alias.name}".lstrip(".")
+                found.append((f"batchlet.{inner}", inner if inner in LINE else prefix, at_once))
+    return found
+
+
+def inner_imports(module: str) -> set[str]:
+    return {inner for name, inner, _ in imports(module) if name.split(".")[0] == "batchlet"}
+
+
+def test_every_module_has_its_place_in_the_way_of_the_data():
+    assert [module for module in MODULES if module not in LINE] == [], "add the new module to ORDER"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module in LINE])
+def test_a_module_imports_only_from_before_it_in_the_way_of_the_data(module):
+    assert {name for name in inner_imports(module) if LINE.get(name, 99) >= LINE[module]} == set()
+
+
+def test_no_module_imports_itself_in_a_circle():
+    circle = {module: inner_imports(module) & set(MODULES) for module in MODULES}
+    # Take away what imports nothing that is left, and what nothing that is left imports.
+    while free := {
+        module
+        for module, needs in circle.items()
+        if not needs & set(circle) or not any(module in others for others in circle.values())
+    }:
+        for module in free:
+            del circle[module]
+    assert sorted(circle) == [], "these modules import each other"
+
+
+def test_the_reader_of_imports_sees_what_there_is():
+    assert {"errors"} <= inner_imports("settings")
+    assert {"environments.base", "errors"} <= inner_imports("environments.slurm")
+    assert {"environments.base", "resources", "settings", "errors"} <= inner_imports("plan")
+    assert any(name == "psutil" and not at_once for name, _, at_once in imports("network"))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("roles")])
+def test_only_the_roles_import_dask_when_they_are_imported(module):
+    top = {name.split(".")[0] for name, _, at_once in imports(module) if at_once}
+    assert top & {"dask", "distributed", "tornado"} == set()
+
+
+def child(code: str, *options: str, environ: dict[str, str] | None = None, cwd: Path | None = None):
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, env=clean | (environ or {}), cwd=cwd,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_importing_batchlet_is_light():
+    trace = child("import batchlet", "-X", "importtime").stderr
+    loaded = {
+        line.rpartition("|")[2].strip().split(".")[0] for line in trace.splitlines() if line.startswith("import time:")
+    }
+    assert {"batchlet", "json"} <= loaded
+    assert loaded & HEAVY == set()
+
+
+def test_importing_batchlet_needs_the_standard_library_alone():
+    code = (
+        "import sys, json; before = set(sys.modules); import batchlet; "
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
+    )
+    loaded = set(json.loads(child(code).stdout)) - {"batchlet"}
+    assert loaded - set(sys.stdlib_module_names) == set()
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_rank_that_knows_its_plan_has_still_loaded_nothing_heavy(tmp_path, rank):
+    code = (
+        "import sys, json, batchlet; runner = batchlet.BatchletRunner(); "
+        "print(json.dumps([runner.role, runner.plan.rank, sorted({name.split('.')[0] for name in sys.modules})]))"
+    )
+    environ = dict(STEPS["mem"].tasks[rank].env)
+    role, planned, loaded = json.loads(child(code, environ=environ, cwd=tmp_path).stdout)
+    assert (role, planned) == (("scheduler", "client", "worker", "worker")[rank], rank)
+    assert set(loaded) & HEAVY == set()
+
+
+SIDE_EFFECTS = """
+import atexit, gc, json, logging, os, signal, sys, threading, warnings
+
+def state():
+    return {
+        "signals": {int(number): repr(signal.getsignal(number)) for number in signal.valid_signals()},
+        "environment": dict(os.environ),
+        "threads": [thread.name for thread in threading.enumerate()],
+        "children": open(f"/proc/self/task/{os.getpid()}/children").read() if sys.platform == "linux" else "",
+        "open files": sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else "",
+        "hooks": [repr(hook) for hook in (sys.excepthook, sys.displayhook, threading.excepthook, sys.unraisablehook)],
+        "exit": atexit._ncallbacks(),
+        "warnings": repr(warnings.filters),
+        "loggers": [repr(logging.getLogger().handlers), logging.getLogger().level],
+        "directory": [os.getcwd(), sorted(os.listdir("."))],
+    }
+
+before = state()
+import batchlet
+after = state()
+print(json.dumps({name: [before[name], after[name]] for name in before if before[name] != after[name]}))
+"""
+
+
+def test_importing_batchlet_changes_nothing(tmp_path):
+    done = child(SIDE_EFFECTS, cwd=tmp_path)
+    assert json.loads(done.stdout) == {}
+    assert done.stderr == ""
