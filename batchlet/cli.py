@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if plan:
         return _show_plan(keywords, as_json=as_json)
     if program is None:
-        parser.error("nothing to run: name a script, or add --plan")
+        parser.error("nothing to run: name a script, give -m module or -c code, or add --plan")
     return _run(program, keywords)
 
 

@@ -236,7 +236,7 @@ def _count(
     cpus, hosts = resources.cpus.value, len(shape.hosts)
     asked = settings.workers_per_node
     if asked is not None:
-        if asked > cpus:
+        if asked > cpus and settings.threads_per_worker is None:
             raise PlanError(
                 f"{asked} workers need {asked} threads on node {node}, which has {_cpus(cpus)} ({resources.cpus.source}). "
                 "Lower workers_per_node or ask for more CPUs (srun --cpus-per-task)."
