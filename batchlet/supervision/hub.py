@@ -294,7 +294,7 @@ class Hub:
     def _client_lost(self, peer: _Peer) -> None:
         who = "the client" if peer.name == "client" else f"the client, rank {peer.name}"
         self._on_loss(
-            f"{who} on node {peer.node} ended without leaving the `with` block; the run ends with the client's exit code"
+            f"{who} on node {peer.node}, ended without leaving the `with` block; the run ends with the client's exit code"
         )
         self._stop()
 

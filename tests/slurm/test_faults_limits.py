@@ -11,7 +11,7 @@ import psutil
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, NOTE_RC, SLACK, Fault, Running, check, link_cut, run_fault
-from run_helpers import Place, unavailable
+from run_helpers import Place, Result, unavailable
 
 pytestmark = pytest.mark.slurm
 
@@ -69,7 +69,11 @@ def test_link_of_the_schedulers_node_cut(place: Place) -> None:
             _, alive = psutil.wait_procs(ranks, timeout=PEER + STOP + SLACK)
             assert not alive, f"still there: {alive}\n{running.stdout}{running.stderr}"
         assert (place.base / "rc-1").read_text() == "81\n"
-        finish(running, [r"^batchlet: error: Rank 0 on node \S+, the scheduler, is lost"], [])
+        # The end of rank 0 was said into the dead link: this srun (Slurm 22.05) waits for it for good.
+        running.end()
+        result = Result(running.process.returncode, running.stdout, running.stderr, time.monotonic() - running.began)
+        check(Fault("", "", result.rc, [r"^batchlet: error: Rank 0 on node \S+, the scheduler, is lost"]), result)
+        running.assert_nothing_left(result)
     finally:
         running.end()
 
