@@ -12,8 +12,8 @@ from dataclasses import replace
 from .environments.base import read_int
 from .environments.slurm import SlurmStep, slots
 from .errors import BatchletError
-from .orders import Orders, receive
-from .plan import SCHEDULER, WORKER
+from .orders import HostOrders, StepOrders, receive
+from .plan import SCHEDULER
 from .rank import Rank
 from .rendezvous.base import Meeting
 from .rendezvous.pipe import PipeRendezvous
@@ -26,11 +26,10 @@ _GRACE = 10.0
 
 
 class _Inbox:
-    """Standard input, read in a thread: the orders, later the record, and at last the end of the starter."""
+    """Standard input, read in a thread: the record, and at last the end of the starter."""
 
     def __init__(self) -> None:
         self.meeting: Meeting | None = None
-        self.orders: Orders = receive()
         threading.Thread(target=self._read, name="batchlet-orders", daemon=True).start()
 
     def _read(self) -> None:
@@ -51,40 +50,40 @@ def main() -> int:
     """
     began = time.monotonic()
     try:
-        inbox = _Inbox()
+        orders: HostOrders | StepOrders = receive()
     except EOFError:
         return 0
-    orders = inbox.orders
     sys.path[:] = orders.sys_path
-    environ = {**os.environ, **{name: value for name, value in orders.environ.items() if name.startswith(_MEMORY)}}
     began += orders.patience - orders.settings.start_timeout
     try:
-        if orders.info is not None and orders.environment is not None and orders.meeting is not None:
-            rank = Rank(orders.settings, orders.environment, orders.info, environ, began)
-            rank.connect(orders.meeting, name=f"{orders.info.rank}w", role=WORKER)
-            code = rank.host_workers()
-            rank.link.close()
-            return code
-        step = SlurmStep()
-        info = step.process(environ)
-        info = replace(
-            info,
-            nodes=info.nodes + (orders.client_node is None),
-            client_rank=None,
-            guests=int(info.node == orders.client_node),
-            slots=slots(orders.environ, read_int(environ, "SLURM_NODEID")),
-        )
-        rank = Rank(orders.settings, step, info, environ, began)
-        rendezvous = PipeRendezvous(lambda: inbox.meeting)
-        if rank.role == SCHEDULER:
-            return rank.run_scheduler(rendezvous)
-        rank.connect(rendezvous.wait(rank.deadline))
-        code = rank.host_workers()
-        rank.link.close()
+        if isinstance(orders, HostOrders):
+            from .host import host
+
+            return host(orders, began)
+        return _take_part(orders, began)
     except BatchletError as error:
         # Rank 0 has printed it, or the starter will miss us.
         return error.exit_code
-    return code
+
+
+def _take_part(orders: StepOrders, began: float) -> int:
+    """Be a rank of a step."""
+    environ = {**os.environ, **{name: value for name, value in orders.environ.items() if name.startswith(_MEMORY)}}
+    inbox = _Inbox()
+    step = SlurmStep()
+    info = step.process(environ)
+    info = replace(
+        info,
+        nodes=info.nodes + (orders.client_node is None),
+        client_rank=None,
+        guests=int(info.node == orders.client_node),
+        slots=slots(orders.environ, read_int(environ, "SLURM_NODEID")),
+    )
+    rank = Rank(orders.settings, step, info, environ, began)
+    rendezvous = PipeRendezvous(lambda: inbox.meeting)
+    if rank.role == SCHEDULER:
+        return rank.run_scheduler(rendezvous)
+    return rank.work(rendezvous)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Orders for the processes that Batchlet itself starts, and the pipe through which they get them.
 
-Two kinds: the host of workers beside a head rank, and the ranks of a step in an allocation. The orders come through a pipe,
-not on the command line, since everybody on the machine can read command lines. The pipe stays open for as long as the starter
-lives; when it ends, whatever ended it, the process that reads from it ends too.
+Two kinds: the host of a node's workers, and the ranks of a step in an allocation. The orders come through a pipe, not on the
+command line, since everybody on the machine can read command lines. The pipe to the ranks of a step stays open for as long as
+the starter lives; when it ends, whatever ended it, the process that reads from it ends too.
 """
 
 from __future__ import annotations
@@ -12,52 +12,98 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
 from .environments import Environment, ProcessInfo
-from .rendezvous.base import Meeting
 from .settings import Settings
 
-__all__ = ["Orders", "command", "receive", "send", "start_host"]
+__all__ = ["HOST_ENVIRONMENT", "HostOrders", "StepOrders", "command", "dask_config", "receive", "send", "start"]
 
 _LENGTH = 8
+# What Dask's Nanny gives its workers before they start, for the process from which all workers of a node are forked: some of
+# it counts only when a process starts. The same seed on all nodes, so that they agree on the hash of a text.
+HOST_ENVIRONMENT = {
+    "PYTHONHASHSEED": "6640",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What a member is to do.
+class HostOrders:
+    """Orders for the host of a node's workers.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+    sys_path : tuple of str
+        Where the user's modules are.
+    patience : float
+        Seconds left until all workers must have joined.
+    info : ProcessInfo
+        The rank that starts the host.
+    environment : Environment
+        How that rank was started.
+    socket : int
+        File descriptor of the socket to talk with ranks.
+    listen : bool
+        Whether that socket is listened on, for all the ranks of the node, or connected with one rank.
+    by_file : bool
+        Whether rank 0 publishes where it is in a file; otherwise the ranks tell.
+    dask_config : mapping, optional
+        Configuration of Dask in the rank, which may have set some of it in its script.
+    """
+
+    settings: Settings
+    sys_path: tuple[str, ...]
+    patience: float
+    info: ProcessInfo
+    environment: Environment
+    socket: int
+    listen: bool
+    by_file: bool
+    dask_config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class StepOrders:
+    """Orders for a rank of a step that Batchlet starts in an allocation.
 
     Parameters
     ----------
     settings : Settings
         What the user asked for.
     environ : mapping of str to str
-        Launcher's variables to go by, beside those of the member's own environment.
+        Launcher's variables to go by, beside those of the rank's own environment.
     sys_path : tuple of str
         Where the user's modules are.
     patience : float
         Seconds left until all workers must have joined.
-    info, environment, meeting : optional
-        For a host beside a head rank: who that rank is, and where rank 0 is.
     client_node : str, optional
-        For a rank of a step: the node of the client; `None` where that is not in the allocation.
+        The node of the client; `None` where that is not in the allocation.
     """
 
     settings: Settings
     environ: Mapping[str, str]
     sys_path: tuple[str, ...]
     patience: float
-    info: ProcessInfo | None = None
-    environment: Environment | None = None
-    meeting: Meeting | None = None
-    client_node: str | None = None
+    client_node: str | None
 
 
 def command() -> list[str]:
     """Command line of a member."""
     return [sys.executable, "-m", "batchlet.member"]
+
+
+def dask_config() -> Mapping[str, Any] | None:
+    """Give the configuration of Dask in this process, if it has imported Dask: the script may have set some of it."""
+    module = sys.modules.get("dask.config")
+    return None if module is None else dict(module.config)
 
 
 def send(pipe: IO[bytes], content: object) -> None:
@@ -91,20 +137,20 @@ def _read(size: int) -> bytes:
     return data
 
 
-@contextlib.contextmanager
-def start_host(orders: Orders) -> Iterator[None]:
-    """Start a process that hosts the workers of a head rank, and see it end."""
-    process = subprocess.Popen(command(), stdin=subprocess.PIPE)
+def start(orders: HostOrders, descriptor: int) -> subprocess.Popen[bytes]:
+    """Start a host of workers, which inherits the file descriptor.
+
+    It is in a session of its own: a Ctrl-C at a terminal is for the client, which still needs the workers to save its work.
+    """
+    process = subprocess.Popen(
+        command(),
+        stdin=subprocess.PIPE,
+        pass_fds=(descriptor,),
+        env={**HOST_ENVIRONMENT, **os.environ},
+        start_new_session=True,
+    )
     assert process.stdin is not None
-    try:
-        with contextlib.suppress(BrokenPipeError):
-            send(process.stdin, orders)
-        yield
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(orders.settings.stop_timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with contextlib.suppress(BrokenPipeError):
+        send(process.stdin, orders)
+        process.stdin.close()
+    return process

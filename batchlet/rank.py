@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from . import report
+from . import node, report
 from .environments import Environment, Figure, ProcessInfo
 from .errors import BatchletError, NetworkError, PlanError
 from .network import reachable_host
-from .orders import Orders, start_host
-from .plan import CLIENT, WORKER, Plan, WorkerPlan, hosts_workers, make_plan, role_of
-from .rendezvous import Meeting, Rendezvous
+from .node import Seat
+from .orders import HostOrders, dask_config
+from .plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
+from .rendezvous import FileRendezvous, Meeting, Rendezvous
 from .resources import node_resources, read_host
 from .security import Credentials, dashboard_token
 from .settings import Settings
@@ -27,7 +29,7 @@ from .versions import versions
 if TYPE_CHECKING:
     from .supervision.hub import Hub
 
-__all__ = ["Rank"]
+__all__ = ["Rank", "unexpected"]
 
 # Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 _PATIENCE = 5.0
@@ -181,57 +183,69 @@ class Rank:
         answer: Mapping[str, Any] = self.link.wait(message, self.deadline + _PATIENCE)
         return answer
 
-    def host_workers(self) -> int:
-        """Host this rank's workers until the run is over.
+    def work(self, rendezvous: Rendezvous) -> int:
+        """Leave this rank's workers to the host of the node, and wait until the run is over.
 
         Returns
         -------
         int
             The exit code.
         """
-        import asyncio
-
-        from .roles import worker
         from .supervision.signals import handled
 
-        workers = self.hosted
-        try:
-            host = self.reachable_host()
-            with (
-                handled(lambda number, _: self.link.send("signalled", number=number)),
-                worker.scratch(self.settings, self.environ, self.info.run_id) as directory,
-            ):
-                self.link.send("plan", workers=[[w.name, w.threads, w.memory] for w in workers])
-                place = worker.Place(host, directory, self.security())
-                asyncio.run(worker.serve(self.link, workers, self.settings, place))
-        except BatchletError as error:
-            self.fail_all(error)
-        except Exception as error:  # noqa: BLE001
-            self.fail_all(unexpected(error, f"rank {self.info.rank} on node {self.info.node}"))
-        return int(self.link.exit_code)
+        by_file = isinstance(rendezvous, FileRendezvous)
+        # Some ways to meet need every rank.
+        seat = self._seat(by_file, lambda: None if by_file else rendezvous.wait(self.deadline + _PATIENCE))
+        with handled(lambda number, _: seat.signalled(number)):
+            return seat.hold()
+
+    def _seat(self, by_file: bool, meeting: Callable[[], Meeting | None]) -> Seat:
+        """Make this rank's seat at the host of its node."""
+
+        def hello() -> dict[str, Any]:
+            found = meeting()
+            return {
+                "rank": self.info.rank,
+                "member": self.host_name,
+                "environ": dict(self.environ),
+                **node.facts(),
+                "meeting": asdict(found) if found is not None else None,
+            }
+
+        def orders(descriptor: int, listen: bool) -> HostOrders:
+            return HostOrders(
+                self.settings,
+                tuple(sys.path),
+                self.deadline - time.monotonic(),
+                self.info,
+                self.environment,
+                descriptor,
+                listen,
+                by_file,
+                dask_config(),
+            )
+
+        name = node.socket_name(self.info.run_id, self.info.node) if self.settings.share_node else None
+        return Seat(name, hello, orders, self.deadline + 2 * _PATIENCE, self.settings.stop_timeout)
 
     @property
-    def hosted(self) -> tuple[WorkerPlan, ...]:
-        """The workers of this rank."""
-        return self.plan.hosted if self.plan is not None else ()
+    def host_name(self) -> str:
+        """What this rank is called as one that brings workers; a head rank is somebody itself."""
+        return str(self.info.rank) if self.role == WORKER else f"{self.info.rank}w"
 
     @contextlib.contextmanager
     def host_beside(self, meeting: Meeting) -> Iterator[None]:
-        """Have a process beside this head rank host its workers, so that they never share the head's event loop."""
+        """Have the host of the node run this head rank's workers, so that they never share the head's event loop."""
         if not self.brings_host:
             yield
             return
-        orders = Orders(
-            self.settings,
-            {},
-            tuple(sys.path),
-            self.deadline - time.monotonic(),
-            info=self.info,
-            environment=self.environment,
-            meeting=meeting,
-        )
-        with start_host(orders):
+        seat = self._seat(False, lambda: meeting)
+        thread = threading.Thread(target=_hold, args=(seat,), name="batchlet-seat", daemon=True)
+        thread.start()
+        try:
             yield
+        finally:
+            thread.join(self.settings.stop_timeout)
 
     def run_scheduler(self, rendezvous: Rendezvous) -> int:
         """Be rank 0: the hub, the record by which the others find it, and the scheduler, until the run is over.
@@ -255,6 +269,11 @@ class Rank:
         if self.environment.grant(self.environ).memory is not None or read_host().cgroup_memory is not None:
             return {}
         return {node: (figure.value, figure.source) for node, figure in self.environment.ask(self.environ).items()}
+
+
+def _hold(seat: Seat) -> None:
+    with contextlib.suppress(BatchletError):  # the hub misses the workers, and says so
+        seat.hold()
 
 
 def unexpected(error: Exception, where: str) -> BatchletError:

@@ -17,7 +17,7 @@ from . import report
 from .environments import is_first, select
 from .errors import BatchletError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
-from .plan import CLIENT, LOCAL, SCHEDULER, Plan
+from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
 from .rank import Rank
 from .rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from .security import Credentials, dashboard_token
@@ -293,16 +293,15 @@ class BatchletRunner:
             return
         if rank.role == SCHEDULER:
             self._end_process(rank.run_scheduler(self._rendezvous))
+        if rank.role == WORKER:
+            code = rank.work(self._rendezvous)
+            self._rendezvous.withdraw()
+            self._end_process(code)
         meeting = self._rendezvous.wait(rank.deadline + _PATIENCE)
         rank.connect(meeting, latest=self._rendezvous.latest)
         self._stack.callback(rank.link.close)
-        if rank.role == CLIENT:
-            self._stack.enter_context(rank.host_beside(meeting))
-            self._running({**rank.wait("start"), **rank.wait("ready")})
-        else:
-            code = rank.host_workers()
-            self._rendezvous.withdraw(orphaned=not rank.link.hub_is_alive)
-            self._end_process(code)
+        self._stack.enter_context(rank.host_beside(meeting))
+        self._running({**rank.wait("start"), **rank.wait("ready")})
 
     def _local_place(self) -> tuple[Any, str | None]:
         """Where the local cluster lives, and the secret of its dashboard."""

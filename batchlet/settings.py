@@ -225,6 +225,11 @@ class Settings:
         "auto",
         "whether the ranks of the scheduler and the client also host workers: auto, true or false",
     )
+    share_node: bool = _option(
+        _flag,
+        True,
+        "whether one process of each node hosts the workers of all its ranks; ranks with GPUs or limits of their own never do",
+    )
     min_workers: int | float | None = _option(
         _quorum, None, "go on with this many workers (or this fraction: 0.9) if not all are there at the deadline"
     )
@@ -298,6 +303,11 @@ class Settings:
                 ) from None
             sources[name] = source
         settings = cls(**values, sources=sources)
+        if not getattr(settings.security, "require_encryption", True):
+            raise SettingsError(
+                "security= is a Security object that does not require encryption, which would leave the run open to everybody. "
+                f"Say so with security=False ({PREFIX}SECURITY=false), make it with require_encryption=True, or leave it out."
+            )
         if settings.security is not False and settings.protocol not in (None, "tls", "tls://"):
             shown = _shown("protocol", settings.protocol, sources["protocol"])
             raise SettingsError(

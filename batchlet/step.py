@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from .errors import LauncherError, StartTimeoutError
-from .orders import Orders, command, send
+from .orders import StepOrders, command, send
 from .rank import Rank
 from .rendezvous.base import Meeting
 from .rendezvous.pipe import MARK
@@ -27,6 +27,8 @@ _TASK_OPTIONS = (
     "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_GPU", "SLURM_TASKS_PER_NODE",
     "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_DISTRIBUTION", "SLURM_CPU_BIND",
     "SLURM_EXCLUSIVE", "SLURM_EXACT", "SLURM_OVERCOMMIT", "SLURM_MPI_TYPE",
+    # The record comes through the step's output, and the orders through its input: neither may go anywhere else.
+    "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SRUN_INPUT", "SRUN_OUTPUT", "SLURM_LABELIO",
 )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def start_step(rank: Rank) -> Iterator[Meeting]:
     assert process.stdin is not None
     assert process.stdout is not None
     output = _Output(process.stdout)
-    orders = Orders(
+    orders = StepOrders(
         rank.settings,
         {name: value for name, value in rank.environ.items() if name.startswith("SLURM_")},
         tuple(sys.path),
@@ -123,10 +125,11 @@ class _Output:
         self._thread.join(1.0)
 
     def _read(self, pipe: IO[bytes]) -> None:
-        mark = MARK.encode()
         for line in pipe:
-            if self.meeting is None and line.startswith(mark):
-                self.meeting = Meeting.from_json(line[len(mark) :].decode())
+            # Wherever it stands in its line, it holds the run's key, which is never to be printed.
+            _, mark, record = line.partition(MARK.encode())
+            if mark:
+                self.meeting = self.meeting or Meeting.from_json(record.decode())
             else:
                 with contextlib.suppress(OSError):
                     os.write(sys.stdout.fileno(), line)

@@ -13,6 +13,7 @@ import random
 import secrets
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import RendezvousError, StartTimeoutError
@@ -40,10 +41,15 @@ class FileRendezvous(Rendezvous):
         The run; its record is ``<run_id>.json``.
     node : str
         The node of this process, for messages.
+    told : callable, optional
+        Gives the record if it has come another way.
     """
 
-    def __init__(self, directory: str, run_id: str, node: str) -> None:
+    def __init__(
+        self, directory: str, run_id: str, node: str, told: Callable[[], Meeting | None] = lambda: None
+    ) -> None:
         self.run_id = run_id
+        self._told = told
         self.node = node
         self.directory = Path(directory)
         try:
@@ -124,6 +130,7 @@ class FileRendezvous(Rendezvous):
         while True:
             self._refresh(self.directory)
             meeting, problem = self._read()
+            meeting = meeting or self._told()
             if meeting is not None:
                 self._found = meeting
                 return meeting

@@ -27,6 +27,7 @@ __all__ = [
     "end_helpers",
     "hidden_main",
     "hush",
+    "mention_strangers_once",
     "report_deaths",
     "start_helpers",
 ]
@@ -54,6 +55,7 @@ def configure_logging() -> None:
         return
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(DASK_LOG_LEVEL())
+    mention_strangers_once()
     # Bokeh warns of a wildcard that Dask itself has set.
     logging.getLogger("bokeh").setLevel(max(DASK_LOG_LEVEL(), logging.ERROR))
     # These two have handlers and levels of their own in Dask's defaults.
@@ -63,6 +65,30 @@ def configure_logging() -> None:
     nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
     if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
         nanny.addFilter(_WorkerDeaths())
+
+
+class _Strangers(logging.Filter):
+    """Lets one line through about connections without the run's credentials: whoever makes thousands fills no log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "TLS handshake failed" not in str(record.msg) and not str(record.msg).startswith("SSL Error"):
+            return True
+        said, self._said = self._said, True
+        return not said
+
+
+_strangers = _Strangers()
+
+
+def mention_strangers_once() -> None:
+    """Keep those who knock without the run's credentials from filling the log of this process."""
+    for name in ("distributed", "tornado"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_strangers)
 
 
 def _signal_name(match: re.Match[str]) -> str:

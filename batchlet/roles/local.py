@@ -46,10 +46,10 @@ def start(plan: Plan, settings: Settings, place: Place, token: str | None) -> An
     """
     configure_logging()
     with _explained("scheduler"):
-        cluster = LocalCluster(**_options(settings, place, token))
+        cluster = _Cluster(token, **_options(settings, place, token))
     try:
         with _explained("worker"):
-            _complete(cluster, plan, settings, place, token)
+            _complete(cluster, plan, settings, place)
             cluster.sync(cluster._correct_state)
     except BaseException:
         cluster.close()
@@ -62,16 +62,34 @@ async def start_async(plan: Plan, settings: Settings, place: Place, token: str |
     """Do as `start`, in the running event loop."""
     configure_logging()
     with _explained("scheduler"):
-        cluster = await LocalCluster(**_options(settings, place, token), asynchronous=True)
+        cluster = await _Cluster(token, **_options(settings, place, token), asynchronous=True)
     try:
         with _explained("worker"):
-            _complete(cluster, plan, settings, place, token)
+            _complete(cluster, plan, settings, place)
             await cluster._correct_state()
     except BaseException:
         await cluster.close()
         raise
     report_deaths()
     return cluster
+
+
+class _Cluster(LocalCluster):  # type: ignore[misc]
+    """A LocalCluster whose scheduler answers HTTP with the token alone, from the moment that it listens."""
+
+    def __init__(self, token: str | None, **keywords: Any) -> None:
+        self._token = token
+        super().__init__(**keywords)
+
+    async def _start(self) -> None:
+        made = self.scheduler_spec["cls"]
+        self.scheduler_spec["cls"] = lambda **options: self._guarded(made(**options))
+        await super()._start()
+
+    def _guarded(self, scheduler: Any) -> Any:
+        if self._token is not None:
+            guard(scheduler, self._token)
+        return scheduler
 
 
 @contextlib.contextmanager
@@ -98,9 +116,7 @@ def _options(settings: Settings, place: Place, token: str | None) -> dict[str, A
     }
 
 
-def _complete(cluster: Any, plan: Plan, settings: Settings, place: Place, token: str | None) -> None:
-    if token is not None:
-        guard(cluster.scheduler, token)
+def _complete(cluster: Any, plan: Plan, settings: Settings, place: Place) -> None:
     # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
     for worker in plan.workers:
         cls, options = nanny_spec(worker, settings, place)

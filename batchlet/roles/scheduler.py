@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -127,4 +128,10 @@ def start_failure(what: str, error: Exception) -> BatchletError:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+    if isinstance(error, ssl.SSLError):
+        return InputError(
+            f"Dask's {what} did not start, because the ranks refuse each other's certificates ({cause}): the object in "
+            "security= must be the same on all ranks, so made from files; Security.temporary() is another one on each. "
+            "Leave security= out to have Batchlet make and share one."
+        )
     return InputError(f"Dask's {what} did not start: {cause}. Check {what}_options= and the configuration of Dask.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,27 @@ import dask.config
 import distributed.utils
 from distributed import Nanny, Worker
 
-from ..errors import BatchletError, SettingsError
+from ..errors import SettingsError
 from ..network import LOOPBACK
+from ..orders import HOST_ENVIRONMENT
 from ..plan import WorkerPlan
 from ..settings import Settings
-from ..supervision.link import Link
-from .dask_process import (
-    DASK_LOG_LEVEL,
-    configure_logging,
-    end_helpers,
-    hidden_main,
-    hush,
-    report_deaths,
-    start_helpers,
-)
+from . import rank_place
+from .dask_process import DASK_LOG_LEVEL
 from .scheduler import start_failure
 
-__all__ = ["Place", "configured", "nanny_spec", "remove_scratch", "scratch", "serve"]
+__all__ = [
+    "Place",
+    "RankPlace",
+    "close",
+    "configured",
+    "keep_ports",
+    "nanny_spec",
+    "remove_scratch",
+    "scratch",
+    "start",
+    "start_failure",
+]
 
 _TERMINATE = 2.0
 _STARTS = 3
@@ -62,7 +67,40 @@ class Place:
     security: Any
 
 
-def nanny_spec(worker: WorkerPlan, settings: Settings, place: Place) -> tuple[type, dict[str, Any]]:
+@dataclass(frozen=True)
+class RankPlace:
+    """The rank that a worker belongs to, where that is another process than the one that hosts it.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The rank's environment, which is to be the worker's.
+    cpus : tuple of int
+        The CPUs that the rank is bound to.
+    host_cpus : tuple of int
+        The CPUs that the worker would inherit.
+    """
+
+    environ: Mapping[str, str]
+    cpus: tuple[int, ...]
+    host_cpus: tuple[int, ...]
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the Nanny's keyword arguments for it, on top of those `given` by the user."""
+        place = {
+            "cpus": self.cpus if self.cpus != self.host_cpus else (),
+            "unset": [name for name in os.environ if name not in self.environ and name not in HOST_ENVIRONMENT],
+        }
+        options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}}
+        if any(place.values()):
+            options["env"][rank_place.VARIABLE] = json.dumps(place)
+            options |= rank_place.preload(given)
+        return options
+
+
+def nanny_spec(
+    worker: WorkerPlan, settings: Settings, place: Place, rank: RankPlace | None = None
+) -> tuple[type, dict[str, Any]]:
     """Choose the class that runs a worker, and its keyword arguments.
 
     Raises
@@ -83,6 +121,7 @@ def nanny_spec(worker: WorkerPlan, settings: Settings, place: Place) -> tuple[ty
         "dashboard": False,
         **({} if settings.security is False else _NO_HTTP),
         **settings.worker_options,
+        **(rank.options(settings.worker_options) if rank is not None else {}),
     }
     if cls is not None and issubclass(cls, Nanny):
         return cls, options
@@ -114,7 +153,7 @@ def configured() -> Iterator[None]:
     config: dict[str, Any] = {"distributed.worker.daemon": False}
     if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
         config["distributed.worker.multiprocessing-method"] = "forkserver"
-        multiprocessing.set_forkserver_preload(["batchlet.roles.fork_server"])
+        multiprocessing.set_forkserver_preload(["batchlet.roles.worker_process"])
         # Dask would replace our list by its own, for which it imports numpy and pandas into this process first.
         distributed.utils._forkserver_preload_set = True
     # A Nanny writes these into the environment of its own process too.
@@ -189,60 +228,9 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
         _directories.difference_update((directory, sockets))
 
 
-async def serve(link: Link, workers: Sequence[WorkerPlan], settings: Settings, place: Place) -> None:
-    """Host workers until the run is over.
-
-    Parameters
-    ----------
-    link : Link
-        Says where the scheduler is and when the run is over.
-    workers : sequence of WorkerPlan
-        The workers; with none, this rank just waits.
-    settings : Settings
-        What the user asked for.
-    place : Place
-        Where to listen and to spill.
-    """
-    configure_logging()
-    start_helpers()
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    started: asyncio.Future[str] = loop.create_future()
-
-    def learn(address: str) -> None:
-        if not started.done():
-            started.set_result(address)
-
-    def hear(message: dict[str, Any]) -> None:
-        if message["op"] == "start":
-            loop.call_soon_threadsafe(learn, message["address"])
-        elif message["op"] in ("stop", "end"):
-            loop.call_soon_threadsafe(over.set)
-
-    specs = [nanny_spec(worker, settings, place) for worker in workers]
-    link.listen(hear)
-    with hidden_main(), configured():
-        await _first(started, over)
-        nannies: list[Any] = []
-        try:
-            if not over.is_set():
-                starts = [_start(cls, options, started.result(), nannies, link) for cls, options in specs]
-                try:
-                    await _first(asyncio.gather(*starts), over)
-                    _keep_ports(nannies)
-                    report_deaths()
-                except Exception as error:  # noqa: BLE001
-                    failure = error if isinstance(error, BatchletError) else start_failure("worker", error)
-                    link.send("failed", kind=type(failure).__name__, message=str(failure))
-            await over.wait()
-        finally:
-            hush()
-            await _close(nannies, settings.stop_timeout if link.end is None else 0.0)
-            nannies.clear()
-            end_helpers()
-
-
-async def _start(cls: type, options: dict[str, Any], address: str, nannies: list[Any], link: Link) -> None:
+async def start(
+    cls: type, options: dict[str, Any], address: str, nannies: list[Any], in_use: Callable[[], bool]
+) -> None:
     """Start one worker. Once the cluster is in use, a task may end it before its Nanny has noticed that it was up."""
     for attempt in range(_STARTS):
         nanny = cls(address, **options)
@@ -251,23 +239,12 @@ async def _start(cls: type, options: dict[str, Any], address: str, nannies: list
             await nanny
             return
         except Exception:
-            if attempt == _STARTS - 1 or not link.has("ready"):
+            if attempt == _STARTS - 1 or not in_use():
                 raise
             nannies.remove(nanny)
 
 
-async def _first(awaitable: Any, over: asyncio.Event) -> None:
-    """Wait for `awaitable`, or for the end of the run if that comes first."""
-    work, end = asyncio.ensure_future(awaitable), asyncio.ensure_future(over.wait())
-    await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
-    end.cancel()
-    if work.done():
-        work.result()
-    else:
-        work.cancel()
-
-
-def _keep_ports(nannies: Sequence[Any]) -> None:
+def keep_ports(nannies: Sequence[Any]) -> None:
     """Have a worker come back under its address when its process is started again.
 
     Dask turns ``submit(..., workers=2)`` into an address at once; at another address the task would wait for ever.
@@ -277,7 +254,7 @@ def _keep_ports(nannies: Sequence[Any]) -> None:
             nanny.process.worker_kwargs["port"] = int(nanny.worker_address.rsplit(":", 1)[1])
 
 
-async def _close(nannies: Sequence[Any], timeout: float) -> None:
+async def close(nannies: Sequence[Any], timeout: float) -> None:
     """Close workers in good order, and the hard way those that do not come back in time; with no time, all of them.
 
     A worker whose scheduler is gone tries for seconds to take its leave.

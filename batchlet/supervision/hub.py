@@ -40,7 +40,7 @@ class _Peer:
     role: str
     node: str
     writer: asyncio.StreamWriter
-    plan: dict[str, tuple[int, int]] | None = None  # worker name -> (threads, memory)
+    plan: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # member -> worker -> (threads, memory)
     left: bool = False
     local_ranks: list[int] = field(default_factory=list)
 
@@ -63,8 +63,7 @@ class Hub:
     node : str
         Name of this node.
     members : iterable of str
-        Names of the processes that must come: their ranks, "3w" for the process beside rank 3 that hosts its workers,
-        "client" for a client that is not one of the ranks.
+        Who must come: the ranks, "0w" for the workers of head rank 0, "client" for a client that is not one of the ranks.
     start_timeout, stop_timeout, grace, scheduler_timeout : float
         Seconds; see `batchlet.settings.Settings`.
     versions : mapping of str to str
@@ -253,16 +252,19 @@ class Hub:
         if self._start is not None:
             peer.send(self._start)
         self._check_ready()
-        if peer.name in self._absent:
-            self._absent.discard(peer.name)
-            self._check_met()
         return peer
 
     def _handle(self, peer: _Peer, message: Message) -> None:
         op = message["op"]
         if op == "plan":
-            peer.plan = {str(name): (threads, memory) for name, threads, memory in message["workers"]}
+            member = str(message["member"])
+            peer.plan[member] = {str(name): (threads, memory) for name, threads, memory in message["workers"]}
             self._check_ready()
+            if member in self._absent:
+                self._absent.discard(member)
+                self._check_met()
+        elif op == "gone":
+            self._members_lost(peer, [str(message["member"])])
         elif op == "failed":
             self._fail(error_named(str(message.get("kind")), str(message.get("message"))))
         elif op == "signalled":
@@ -289,7 +291,7 @@ class Hub:
             else:
                 self._stop()
         elif lost:
-            self._host_lost(peer)
+            self._members_lost(peer, list(peer.plan))
 
     def _client_lost(self, peer: _Peer) -> None:
         who = "the client" if peer.name == "client" else f"the client, rank {peer.name}"
@@ -298,19 +300,21 @@ class Hub:
         )
         self._stop()
 
-    def _host_lost(self, peer: _Peer) -> None:
-        gone = set(peer.plan or ())
-        peer.plan = {}
+    def _members_lost(self, peer: _Peer, members: list[str]) -> None:
+        """Ranks are gone, and the workers that they brought; with their host, all that it had."""
+        gone = {name for member in members for name in peer.plan.pop(member, {})}
+        if self._phase not in ("starting", "running"):
+            return
         self._joined -= gone
         self.on_gone(gone)
-        where = f"{_called(peer.name)} on node {peer.node}"
+        where = f"{_called_together(members) if members else 'a host of workers'} on node {peer.node}"
         if self._phase == "starting":
             text = f"{where} died while the cluster was starting"
             if self._quorum(1) is None:
                 self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
                 return
             self._on_loss(text)
-            self._expected.discard(peer.name)
+            self._expected -= set(members)
             self._check_ready()
             return
         left = len(self._workers())
@@ -364,7 +368,11 @@ class Hub:
 
     def _planned(self) -> dict[str, tuple[int, int]]:
         return {
-            name: size for peer in self._peers.values() if not peer.left for name, size in (peer.plan or {}).items()
+            name: size
+            for peer in self._peers.values()
+            if not peer.left
+            for workers in peer.plan.values()
+            for name, size in workers.items()
         }
 
     def _workers(self) -> list[tuple[int, int]]:
@@ -373,7 +381,8 @@ class Hub:
 
     def _missing(self) -> tuple[list[str], list[str]]:
         """Members that have not come, and workers that have not joined."""
-        there = {name for name, peer in self._peers.items() if peer.plan is not None or peer.role != "worker"}
+        there = {name for name, peer in self._peers.items() if peer.role != "worker"}
+        there |= {member for peer in self._peers.values() for member in peer.plan}
         return sorted(self._expected - there, key=_by_rank), sorted(set(self._planned()) - self._joined, key=_by_rank)
 
     def _check_ready(self) -> None:
@@ -461,9 +470,7 @@ class Hub:
     async def _linger(self) -> None:
         """Wait a little for those that have not come yet, so that they hear the root cause instead of silence."""
         until = time.monotonic() + _LINGER
-        while time.monotonic() < until and (
-            any(not peer.left for peer in self._peers.values()) or self._expected - set(self._peers)
-        ):
+        while time.monotonic() < until and (any(not peer.left for peer in self._peers.values()) or self._missing()[0]):
             await asyncio.sleep(0.02)
         self._end()
 
@@ -511,14 +518,24 @@ def _extent(numbers: Iterable[int]) -> tuple[int, int]:
 
 def _by_rank(name: str) -> int:
     """Rank in the name of a member or worker: "3", "3w", "3-1"; the client that has none comes last."""
-    digits = re.match(r"\d+", name)
+    digits = re.search(r"\d+", name)
     return int(digits[0]) if digits else sys.maxsize
 
 
 def _called(name: str) -> str:
+    if name.startswith("host-"):
+        return f"the worker host that rank {name[5:]} has started"
     if name.endswith("w"):
         return f"the worker host of rank {name[:-1]}"
     return f"rank {name}" if name.isdigit() else f"the {name}"
+
+
+def _called_together(members: list[str]) -> str:
+    """Name ranks that have died at once: with the process that hosts their workers."""
+    if len(members) == 1:
+        return _called(members[0])
+    ranks = sorted(_by_rank(member) for member in members)
+    return f"the worker host of ranks {', '.join(map(str, ranks[:8]))}{_and_more(members)}"
 
 
 def _workers(number: int) -> str:

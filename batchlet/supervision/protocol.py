@@ -8,7 +8,8 @@ message     from        meaning
 =========== =========== ==========================================================================
 hello       rank        who I am, and which versions I have
 welcome     hub         what rank 0 knows about the nodes (memory according to the controller)
-plan        rank        the workers that I host
+plan        host        a member of the run (a rank) is here, with these workers
+gone        host        that member is no longer here
 start       hub         the scheduler listens at this address
 ready       hub         all workers have joined (or as many as the user wants to wait for)
 failed      rank        I cannot take part, and why; the run ends

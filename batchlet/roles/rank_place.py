@@ -1,0 +1,43 @@
+"""Preloaded by the workers of ranks: puts a worker on its rank's CPUs and takes away what its rank does not have.
+
+A worker is forked from the host of its node, which another rank may have started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dask.config
+
+__all__ = ["VARIABLE", "dask_setup", "preload"]
+
+VARIABLE = "BATCHLET_RANK_PLACE"
+
+
+def preload(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the Nanny's options for preloading this module first and then what the user wants preloaded."""
+    modules = given.get("preload", dask.config.get("distributed.worker.preload")) or []
+    arguments = given.get("preload_argv", dask.config.get("distributed.worker.preload-argv")) or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if arguments and isinstance(arguments[0], str):
+        arguments = [arguments] * len(modules)
+    arguments = list(arguments) or [[] for _ in modules]
+    return {"preload": [__name__, *modules], "preload_argv": [[], *arguments]}
+
+
+def dask_setup(worker: Any) -> None:  # noqa: ARG001
+    """Do it, in the worker's process, before it has threads that compute."""
+    place = json.loads(os.environ.pop(VARIABLE, "{}"))
+    for name in place.get("unset", ()):
+        os.environ.pop(name, None)
+    cpus = place.get("cpus")
+    if cpus:
+        for thread in Path("/proc/self/task").iterdir():
+            # A thread that ends meanwhile; a CPU that was taken from the job.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(int(thread.name), cpus)

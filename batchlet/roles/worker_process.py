@@ -1,0 +1,40 @@
+"""Imported by the fork server, and by nothing else: what all worker processes of a host begin with.
+
+Importing this changes the process that imports it: it leaves the group of its starter, so that a Ctrl-C at a terminal or a
+signal to all tasks of a Slurm step does not end the workers while the script still uses them to save its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+# The point of a fork server: imported once, for all workers.
+from distributed import Worker
+from distributed.core import Status
+
+if os.getpgrp() != os.getpid():
+    os.setsid()
+
+
+class _Chatter(logging.Filter):
+    """Drops what a worker says of tasks and connections that end because it was told to end.
+
+    While it works, a connection that breaks is worth a line; the traceback of Dask's internals is not.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        # Why a worker did not start, its host reports.
+        if "ended with CancelledError" in text or text in ("Failed to initialize worker", "Failed to start worker"):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, (OSError, asyncio.CancelledError)):
+            return True
+        record.exc_info = record.exc_text = None
+        return any(worker.status == Status.running for worker in Worker._instances)
+
+
+for _handler in logging.getLogger("distributed").handlers:
+    _handler.addFilter(_Chatter())
