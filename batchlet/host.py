@@ -20,7 +20,7 @@ from .errors import BatchletError
 from .network import reachable_host
 from .orders import HostOrders
 from .plan import WORKER, WorkerPlan, make_plan
-from .rank import unexpected
+from .rank import member, unexpected
 from .rendezvous.base import Meeting, Rendezvous
 from .rendezvous.file import FileRendezvous
 from .rendezvous.pipe import PipeRendezvous
@@ -243,7 +243,7 @@ class _Host:
                     "role": WORKER,
                     "node": info.node,
                     "local_ranks": list(info.local_ranks),
-                    "brings": [],
+                    "brings": [member(info)],
                     "versions": versions(),
                 },
                 self._deadline + _PATIENCE,

@@ -29,7 +29,7 @@ from .versions import versions
 if TYPE_CHECKING:
     from .supervision.hub import Hub
 
-__all__ = ["Rank", "unexpected"]
+__all__ = ["Rank", "member", "unexpected"]
 
 # Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 _PATIENCE = 5.0
@@ -206,7 +206,7 @@ class Rank:
             found = meeting()
             return {
                 "rank": self.info.rank,
-                "member": self.host_name,
+                "member": member(self.info),
                 "environ": dict(self.environ),
                 **node.facts(),
                 "meeting": asdict(found) if found is not None else None,
@@ -227,11 +227,6 @@ class Rank:
 
         name = node.socket_name(self.info.run_id, self.info.node) if self.settings.share_node else None
         return Seat(name, hello, orders, self.deadline + 2 * _PATIENCE, self.settings.stop_timeout)
-
-    @property
-    def host_name(self) -> str:
-        """What this rank is called as one that brings workers; a head rank is somebody itself."""
-        return str(self.info.rank) if self.role == WORKER else f"{self.info.rank}w"
 
     @contextlib.contextmanager
     def host_beside(self, meeting: Meeting) -> Iterator[None]:
@@ -269,6 +264,11 @@ class Rank:
         if self.environment.grant(self.environ).memory is not None or read_host().cgroup_memory is not None:
             return {}
         return {node: (figure.value, figure.source) for node, figure in self.environment.ask(self.environ).items()}
+
+
+def member(info: ProcessInfo) -> str:
+    """What a rank is called as one that brings workers; a head rank is somebody itself."""
+    return str(info.rank) if role_of(info, info.rank) == WORKER else f"{info.rank}w"
 
 
 def _hold(seat: Seat) -> None:

@@ -42,7 +42,7 @@ class _Peer:
     writer: asyncio.StreamWriter
     plan: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # member -> worker -> (threads, memory)
     left: bool = False
-    local_ranks: list[int] = field(default_factory=list)
+    brings: list[str] = field(default_factory=list)
 
     def send(self, message: Message) -> None:
         with contextlib.suppress(RuntimeError, OSError):
@@ -223,9 +223,9 @@ class Hub:
                 self._leave(peer)
 
     def _enter(self, hello: Message, writer: asyncio.StreamWriter) -> _Peer:
-        peer = _Peer(str(hello["name"]), str(hello["role"]), str(hello["node"]), writer)
+        peer = _Peer(str(hello["name"]), str(hello["role"]), str(hello["node"]), writer, brings=list(hello["brings"]))
         self._peers[peer.name] = peer
-        self._expected |= set(hello["brings"])
+        self._expected |= set(peer.brings)
         ours, theirs = self._versions, hello["versions"]
         if ours != theirs and self._failure is None:
             names = [name for name in ours if ours[name] != theirs.get(name)]
@@ -291,7 +291,7 @@ class Hub:
             else:
                 self._stop()
         elif lost:
-            self._members_lost(peer, list(peer.plan))
+            self._members_lost(peer, list(peer.plan) or peer.brings)
 
     def _client_lost(self, peer: _Peer) -> None:
         who = "the client" if peer.name == "client" else f"the client, rank {peer.name}"
@@ -307,7 +307,7 @@ class Hub:
             return
         self._joined -= gone
         self.on_gone(gone)
-        where = f"{_called_together(members) if members else 'a host of workers'} on node {peer.node}"
+        where = f"{_called_together(members)} on node {peer.node}"
         if self._phase == "starting":
             text = f"{where} died while the cluster was starting"
             if self._quorum(1) is None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cloudpickle
 import pytest
 
 from batchlet.environments import ProcessInfo
 from batchlet.environments.slurm import SlurmStep
-from batchlet.orders import Orders, command, send, start_host
+from batchlet.orders import HostOrders, StepOrders, command, send, start
 from batchlet.rendezvous.base import Meeting
 from batchlet.settings import Settings
 
@@ -44,23 +44,18 @@ def shown(process) -> list[str]:
     return [json.loads(line) for line in process.stdout]
 
 
-def orders(**changes: object) -> Orders:
-    values: dict[str, object] = {
-        "settings": Settings.resolve({"workers_per_node": 2}, {}),
-        "environ": {"SLURM_MEM_PER_CPU": "512"},
-        "sys_path": ("/somewhere",),
-        "patience": 30.0,
-    }
-    return Orders(**{**values, **changes})  # type: ignore[arg-type]
+def orders() -> StepOrders:
+    settings = Settings.resolve({"workers_per_node": 2}, {})
+    return StepOrders(settings, {"SLURM_MEM_PER_CPU": "512"}, ("/somewhere",), 30.0, None)
 
 
 def test_what_is_sent_is_received_in_order_and_then_the_end(receiver):
-    first = orders(info=ProcessInfo("slurm", 0, 2, "n1", 1, (0, 1), "run"), environment=SlurmStep())
+    first = ProcessInfo("slurm", 0, 2, "n1", 1, (0, 1), "run")
     meeting = Meeting("run", "nonce", "n1", "10.1.2.3", 4242, "ab" * 32)
     send(receiver.stdin, {"key": "value"})
     send(receiver.stdin, meeting)
-    send(receiver.stdin, first.info)
-    assert shown(receiver) == [repr({"key": "value"}), repr(meeting), repr(first.info), "the end"]
+    send(receiver.stdin, first)
+    assert shown(receiver) == [repr({"key": "value"}), repr(meeting), repr(first), "the end"]
 
 
 def test_orders_survive_the_way(receiver):
@@ -105,19 +100,25 @@ def test_a_member_without_a_starter_ends_at_once_and_silently():
     assert time.monotonic() - began < 20
 
 
-def test_a_host_ends_with_its_starter(tmp_path: Path):
-    """It waits for rank 0, which is not there, for half a minute; its starter leaves the block at once."""
-    info = ProcessInfo("slurm", 0, 2, "n1", 1, (0, 1), "run")
-    nobody = Meeting("run", "nonce", "n1", "127.0.0.1", 9, "ab" * 32)
-    order = orders(
-        settings=Settings.resolve({"start_timeout": 30.0, "stop_timeout": 1.0}, {}),
-        environ={},
-        info=info,
+def test_a_host_ends_with_its_starter():
+    """It waits for rank 0, which is not there; nobody sits down, and the one who could is gone."""
+    ours, theirs = socket.socketpair()
+    order = HostOrders(
+        settings=Settings.resolve({"start_timeout": 60.0}, {}),
+        sys_path=tuple(sys.path),
+        patience=60.0,
+        info=ProcessInfo("slurm", 2, 4, "n1", 1, (0, 1, 2, 3), "run"),
         environment=SlurmStep(),
-        meeting=nobody,
+        socket=theirs.fileno(),
+        listen=False,
+        by_file=False,
+        dask_config=None,
     )
-    began = time.monotonic()
-    with start_host(order):
-        pass
-    assert time.monotonic() - began < 15
-    assert list(tmp_path.iterdir()) == []
+    process = start(order, theirs.fileno())
+    theirs.close()
+    ours.close()
+    try:
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+        process.wait()

@@ -48,7 +48,7 @@ from batchlet.supervision.link import Link
 link = Link(Meeting.from_json(sys.argv[1]), json.loads(sys.argv[2]), time.monotonic() + 20, 30.0)
 workers = json.loads(sys.argv[3])
 if workers is not None:
-    link.send("plan", workers=workers)
+    link.send("plan", member=json.loads(sys.argv[2])["name"], workers=workers)
 link.wait("welcome", time.monotonic() + 20)
 print("here", flush=True)
 time.sleep(60)
@@ -139,7 +139,7 @@ class Run:
 
     def worker(self, name: str, workers: int = 1) -> Link:
         link = self.link(name)
-        link.send("plan", workers=self.names(name, workers))
+        link.send("plan", member=name, workers=self.names(name, workers))
         return link
 
     @staticmethod
@@ -150,7 +150,10 @@ class Run:
         """A member in a process of its own, connected."""
         words = [
             self.meeting().to_json(),
-            json.dumps(hello(name, role, "n0" if role == "client" else "n1", [0, 1] if role == "client" else [2, 3])),
+            json.dumps(
+                hello(name, role, "n0" if role == "client" else "n1", [0, 1] if role == "client" else [2, 3])
+                | {"brings": [] if role == "client" else [name]}
+            ),
             json.dumps(None if workers is None else self.names(name, workers)),
         ]
         process = subprocess.Popen([sys.executable, "-c", MEMBER, *words], stdout=subprocess.PIPE, text=True)
