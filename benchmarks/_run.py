@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _processes
+from _report import say
 from _tools import HERE, Shape, Tool, search_path
 
 if TYPE_CHECKING:
@@ -160,18 +161,30 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, mark: str, timeout: f
 
 def _end(process: subprocess.Popen[bytes], job: str, environ: Mapping[str, str]) -> None:
     """End all that was started: the job by way of Slurm, the rest by process id."""
-    if process.poll() is None and shutil.which("squeue", path=environ["PATH"]) and "SLURM_CONF" in environ:
-        jobs = _slurm(environ, "squeue", "--noheader", "--format=%A", f"--name={job}").split()
-        if jobs:
-            _slurm(environ, "scancel", "--full", "--signal=KILL", *jobs)
-            _slurm(environ, "scancel", *jobs)
+    running = process.poll() is None
+    jobs = _jobs(job, environ) if running else []
+    if jobs:
+        _slurm(environ, "scancel", "--full", "--signal=KILL", *jobs)
+        _slurm(environ, "scancel", *jobs)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
     # A launcher's helpers may outlive it by a moment.
-    left = _processes.end(job, grace=0.0 if process.poll() is None else 2.0)
+    left = _processes.end(job, grace=0.0 if running else 2.0)
     process.wait(10)
-    if left:
-        sys.stderr.write(f"benchmarks: {left} processes were left, and have been killed\n")
+    deadline = time.monotonic() + 15
+    while jobs and time.monotonic() < deadline:
+        # Its nodes are still being cleaned up.
+        time.sleep(0.1)
+        jobs = _jobs(job, environ)
+    if left and not running:
+        say(f"{left} processes were left, and have been killed")
+
+
+def _jobs(name: str, environ: Mapping[str, str]) -> list[str]:
+    """List the numbers of the jobs of this name; none where there is no Slurm."""
+    if "SLURM_CONF" not in environ:
+        return []
+    return _slurm(environ, "squeue", "--noheader", "--format=%A", f"--name={name}").split()
 
 
 def _slurm(environ: Mapping[str, str], *command: str) -> str:

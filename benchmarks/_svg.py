@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 210, 52, 52
+WIDTH, HEIGHT = 800, 400
+LEFT, RIGHT, TOP, BOTTOM = 48, 258, 52, 52
 # Midway between black and white. An SVG in a page cannot know that page's colours: prefers-color-scheme speaks of the
 # system, and GitHub's theme may be another one.
 TEXT, GRID = "#768390", "#76839040"
@@ -71,7 +71,7 @@ def plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
         parts.append(f"<path d='M{x + 5:.1f} {end:.1f}L{x + 18:.1f} {y:.1f}' stroke='{line.colour}' fill='none'/>")
         parts.append(
             f"<text x='{x + 22:.1f}' y='{y + 4:.1f}' fill='{line.colour}' font-weight='600'>"
-            f"{escape(line.title)} {last:.1f}</text>"
+            f"{last:.1f} {escape(line.title)}</text>"
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
 

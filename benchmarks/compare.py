@@ -228,8 +228,10 @@ def plan(names: Sequence[str], scope: Scope, repeats: int) -> Cases:
     return {key: wanted[key] for key in order}
 
 
-def measure(cases: Cases, environ: dict[str, str], *, timeout: float, quick: bool) -> None:
-    """Run it all, in turns."""
+def measure(
+    cases: Cases, environ: dict[str, str], done_one: Callable[[], None], *, timeout: float, quick: bool
+) -> None:
+    """Run it all, in turns; `done_one` is called after each run."""
     possible = [case for case in cases.values() if not case.tool.missing()]
     rounds = max((case.repeats for case in possible), default=0)
     total = sum(case.repeats for case in possible)
@@ -248,6 +250,7 @@ def measure(cases: Cases, environ: dict[str, str], *, timeout: float, quick: boo
                 told = attempt(case, environ, timeout=timeout, quick=quick)
             else:
                 told = f"left out, as it has failed {MOST_FAILURES} times"
+            done_one()
             say(f"[{done}/{total}] {case.tool.title}, {case.shape}: {told}")
 
 
@@ -359,15 +362,21 @@ def main() -> int:
         scope = QUICK if options.quick else FULL
         repeats = options.repeats or (1 if options.quick else 5)
         cases = plan(names, scope, repeats)
+        told = f"medians of {repeats} (least-greatest), then how many times better than {TOOLS[BASE].title}"
+        about = {"about": "", "sections": names, "quick": options.quick}
+
+        def save() -> None:
+            about["about"] = f"{surroundings()}; {told}"
+            if options.json:
+                options.json.write_text(keep(cases, about))
+
         began = time.monotonic()
         with test_slurm(options.instance) as environ:
-            measure(cases, environ, timeout=options.timeout, quick=options.quick)
+            # After each run, so that --read can show what was found before a run that was stopped.
+            measure(cases, environ, save, timeout=options.timeout, quick=options.quick)
+        save()
         say(f"took {time.monotonic() - began:.0f} s")
-        told = f"medians of {repeats} (least-greatest), then how many times better than {TOOLS[BASE].title}"
-        about = {"about": f"{surroundings()}; {told}", "sections": names, "quick": options.quick}
     print(f"{about['about']}\n\n{report(cases, names, scope)}")
-    if options.json:
-        options.json.write_text(keep(cases, about))
     if options.svg:
         options.svg.write_text(draw(cases, scope))
     return int(any(not case.runs for case in cases.values() if case.failures))
