@@ -1,4 +1,4 @@
-"""TLS credentials and the dashboard's secret: made once per run on rank 0, kept in memory.
+"""TLS credentials and the dashboard's secret, made once per run on rank 0 and kept in memory; and which places to trust.
 
 The credentials reach the other processes only in the meeting record and through pipes. Even OpenSSL, which reads keys from
 files alone, gets them from memory where the system allows that (Linux: ``memfd_create``).
@@ -11,15 +11,17 @@ import datetime
 import hashlib
 import hmac
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Credentials", "dashboard_token"]
+__all__ = ["Credentials", "dashboard_token", "unsafe"]
 
 # The name that Dask's own temporary certificates carry; nobody checks it.
 _NAME = "dask-internal"
@@ -111,6 +113,30 @@ def _files(*contents: str) -> Iterator[list[str]]:
             with open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
                 file.write(content)
         yield names
+
+
+def unsafe(directory: str) -> str | None:
+    """Say why something of ours in a directory would not be safe: another user could put their own in its place.
+
+    That is who owns the directory or the symbolic link to it, and everybody where it or one above it is writable for all
+    without the sticky bit. Root is trusted, and so is who owns those above: that may be the head of the user's project.
+    """
+    trusted = {0, os.geteuid()}
+    with contextlib.suppress(OSError):
+        if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
+            # In a container's user namespace root of the host looks like nobody.
+            trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
+    named = Path(directory).absolute()
+    real = named.resolve()
+    for path in (named, real):
+        owner = path.lstat().st_uid
+        if owner not in trusted:
+            return f"{path} belongs to user {owner}"
+    for path in (real, *real.parents):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return f"{path} is writable for everybody, without the sticky bit (mode {mode:04o})"
+    return None
 
 
 def dashboard_token(secret: str) -> str:

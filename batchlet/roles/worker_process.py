@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import Any
 
 # The point of a fork server: imported once, for all workers.
 from distributed import Worker
 from distributed.core import Status
+from tornado.routing import RuleRouter
+
+from .dask_process import mention_strangers_once
 
 if os.getpgrp() != os.getpid():
     os.setsid()
@@ -38,3 +42,19 @@ class _Chatter(logging.Filter):
 
 for _handler in logging.getLogger("distributed").handlers:
     _handler.addFilter(_Chatter())
+mention_strangers_once()
+
+_start_http_server = Worker.start_http_server
+
+
+def _start_deaf(self: Any, *positional: Any, **keywords: Any) -> None:
+    """Start a worker's HTTP server, which Dask always does; where the run is closed it knows no page, whatever it was given.
+
+    Its routes can be left out by configuration, all but ``/sitemap.json``; options passed through bring them back.
+    """
+    _start_http_server(self, *positional, **keywords)
+    if self.security.require_encryption:
+        self.http_server.request_callback = RuleRouter([])
+
+
+Worker.start_http_server = _start_deaf

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ for _folder in ("slurm", "mpi"):
     sys.path.append(str(TESTS / _folder))
 
 from run_helpers import Place  # noqa: E402
-from stand import need_root  # noqa: E402
+from stand import Batch, batch, need_root  # noqa: E402
 
 # Two conftest.py of the same name do not import each other by name.
 _spec = importlib.util.spec_from_file_location("slurm_fixtures", TESTS / "slurm" / "conftest.py")
@@ -29,6 +31,21 @@ cluster = _slurm.cluster
 @pytest.fixture(autouse=True, scope="session")
 def _root() -> None:
     need_root()
+
+
+@pytest.fixture(scope="session")
+def requeued(cluster: object) -> Iterator[Future[Batch]]:
+    """A batch job that is requeued."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(batch, cluster, launcher="srun", requeue=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _early(request: pytest.FixtureRequest, _root: None) -> None:
+    """Begin at once what takes long without doing much: Slurm lets a requeued job wait for half a minute."""
+    if any("requeued" in item.fixturenames for item in request.session.items):
+        with contextlib.suppress(pytest.skip.Exception):
+            request.getfixturevalue("requeued")
 
 
 @pytest.fixture

@@ -11,11 +11,15 @@ import os
 import re
 import shutil
 import signal
+import socket
+import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +178,40 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """A batch job that has run."""
+
+    lives: list[dict[str, Any]]
+    output: str
+    readable: bool
+
+
+def batch(cluster: Any, *, launcher: str, requeue: bool) -> Batch:
+    """Run a batch job to its end, and once more."""
+    place = Place(cluster.env(), on_timeout=cluster.end_jobs)
+    script = place.base / "job.sh"
+    script.write_text(f'#!/bin/sh\n{launcher} "$@"\n')
+    script.chmod(0o755)
+    run = Held(place, "sbatch", "--wait", "--requeue", "--output=../job.out", "-N2", "-n4", str(script))
+    output = place.base / "job.out"
+    try:
+        lives = [run.told()]
+        if requeue:
+            job = lives[0]["run_id"].rsplit("-", 1)[1].partition(".")[0]
+            subprocess.run(["scontrol", "requeue", job], env=place.environ, check=True, timeout=20)
+            run._told = None
+            lives.append(run.told(90))
+            assert not (place.cwd / ".batchlet").exists()
+        (run.base / "go-on").touch()
+        # `sbatch --wait` itself looks only now and then.
+        run.wait(lambda: "batchlet: done" in output.read_text(), 30, "the job did not end well")
+        return Batch(lives, output.read_text(), bool(output.stat().st_mode & 0o044))
+    finally:
+        run.end()
+        place.close()
+
+
+@dataclass(frozen=True)
 class Listening:
     """A socket that somebody listens on."""
 
@@ -206,9 +244,9 @@ def _listening(process: psutil.Process) -> Iterator[Listening]:
                 address = ".".join(str(byte) for byte in struct.pack("<I", int(host, 16))) if len(host) == 8 else host
                 yield Listening(family, namespace, address, int(port, 16), who)
     for line in (root / "net/unix").read_text().splitlines()[1:]:
-        fields = line.split()
-        # Flag 0x10000: it listens.
-        if fields[6] in inodes and int(fields[3], 16) & 0x10000:
+        fields = line.split(maxsplit=7)
+        # Flag 0x10000: it listens. Type 2: datagrams, which need no connection.
+        if fields[6] in inodes and (int(fields[3], 16) & 0x10000 or (fields[4] == "0002" and len(fields) > 7)):
             yield Listening("unix", namespace, fields[7] if len(fields) > 7 else "", 0, who)
 
 
@@ -311,23 +349,28 @@ def attack_ports(
     *,
     own: str = "",
     paths: Sequence[str] | None = None,
+    elsewhere: Sequence[str] | None = None,
+    standing: int | None = None,
 ) -> list[Attack]:
-    """Try everything on all TCP ports from all standpoints; of HTTP these paths, or all."""
+    """Try everything on all TCP ports from all standpoints, or the first few; what is robbed is called after their numbers.
+
+    Of HTTP these paths are tried, or all; other ones than from the first standpoint from elsewhere if that is given.
+    """
     address_of = {point.namespace: point.address for point in points}
     targets = [one for one in sockets if one.family.startswith("tcp")]
     orders = {
         "dask": {kind: base64.b64encode(said).decode() for kind, said in dask_words(loot.directory).items()},
         "foreign": foreign_certificate(),
         "own": own,
-        "paths": list(http_paths() if paths is None else paths),
         "websockets": [
             f"{front}/{name}"
             for front in ("", "/x", "/" + "0" * 32)
             for name in ("status/ws", "individual-task-stream/ws", "eventstream")
         ],
     }
-    found = []
-    for place, point in enumerate(points):
+
+    def attack(place: int) -> list[Attack]:
+        point = points[place]
         named = {}
         for number, one in enumerate(targets):
             # From elsewhere, a socket on the loopback is tried under its node's own address.
@@ -336,14 +379,100 @@ def attack_ports(
             for host in hosts:
                 name = f"{number:02}{'l' if host == LOOPBACK else 'n'}{place:03}"
                 named[name] = (host, one.port, one)
-        told = {**orders, "targets": [[host, port, name] for name, (host, port, _) in named.items()]}
+        asked = elsewhere if place and elsewhere is not None else http_paths() if paths is None else paths
+        told = {
+            **orders,
+            "paths": list(asked),
+            "targets": [[host, port, name] for name, (host, port, _) in named.items()],
+        }
         done = as_nobody(point, stdin=json.dumps(told), code=(HERE / "attacker.py").read_text())
         assert done.returncode == 0, done.stderr
+        found = []
         for each in json.loads(done.stdout):
             host, port, one = named[each["target"]]
             where = f"{host}:{port} ({one.address} of {one.who})"
             found.append(Attack(standpoint=point.name, where=where, **each))
+        return found
+
+    with ThreadPoolExecutor(len(points)) as pool:
+        return [one for part in pool.map(attack, range(len(points))[:standing]) for one in part]
+
+
+UNIX = r"""
+import json, os, pickle, socket, sys
+orders = json.load(sys.stdin)
+
+class Robber:
+    def __reduce__(self):
+        return os.system, ("touch " + orders["loot"],)
+
+order = pickle.dumps(Robber())
+hello = {"op": "hello", "name": "2", "role": "client", "node": "n1", "challenge": "00", "proof": "00" * 32}
+words = [b"", json.dumps(hello).encode() + b"\n", b"GET / HTTP/1.0\r\n\r\n", os.urandom(3000)]
+words += [len(order).to_bytes(size, end) + order for size, end in ((8, "big"), (8, "little"), (4, "big"), (4, "little"))]
+found = []
+for name in orders["names"]:
+    address = "\0" + name[1:] if name.startswith("@") else name
+    for kind in ("SOCK_STREAM", "SOCK_SEQPACKET", "SOCK_DGRAM"):
+        for number, said in enumerate(words):
+            answer = ""
+            try:
+                with socket.socket(socket.AF_UNIX, getattr(socket, kind)) as connection:
+                    connection.settimeout(0.5)
+                    connection.bind("")  # where an answer to a datagram would come
+                    connection.connect(address)
+                    try:
+                        connection.sendall(said)
+                    except OSError:
+                        pass  # who hangs up may have said something before
+                    answer = connection.recv(65536).decode("latin-1")
+                    end = "answered" if answer else "end"
+            except OSError as error:
+                end = type(error).__name__
+            found.append([name, f"{kind} {number}", answer, end])
+            if end in ("PermissionError", "ConnectionRefusedError") or kind == "SOCK_STREAM" and end == "OSError":
+                break
+json.dump(found, sys.stdout)
+"""
+
+
+def attack_unix(sockets: Sequence[Listening], points: Sequence[Standpoint], loot: Loot) -> list[Attack]:
+    """Try to talk to all Unix sockets that have a name, each from its own node: abstract ones are of a network namespace."""
+    found = []
+    for point in points:
+        names = {one.address: one for one in sockets if one.family == "unix" and one.namespace == point.namespace}
+        names.pop("", None)
+        if names:
+            told = {"names": list(names), "loot": f"{loot.directory}/unix"}
+            done = as_nobody(point, stdin=json.dumps(told), code=UNIX)
+            assert done.returncode == 0, done.stderr
+            for name, how, answer, end in json.loads(done.stdout):
+                where = f"{name} of {names[name].who}"
+                found.append(Attack(point.name, name, where, how, len(answer), answer, end))
     return found
+
+
+@contextlib.contextmanager
+def decoys(directory: Path) -> Iterator[list[Listening]]:
+    """Unix sockets that answer everybody, for `attack_unix` to show that it would hear an answer."""
+    path = directory / "decoy"
+    names = [f"@decoy-{os.getpid()}-{directory.name}", str(path)]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind("\0" + name[1:] if name.startswith("@") else name)
+            server.listen()
+            threading.Thread(target=_answer, args=(server,), daemon=True).start()
+        path.chmod(0o777)
+        yield [Listening("unix", here().namespace, name, 0, "the test") for name in names]
+
+
+def _answer(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"who is there?")
 
 
 def dask_words(directory: Path) -> dict[str, bytes]:
@@ -432,3 +561,38 @@ def intrusions(attacks: Sequence[Attack]) -> list[str]:
         if not alert and not refused:
             got.append(str(attack))
     return got
+
+
+# ------------------------------------------------------------------------------------------------------- secrets
+
+
+def secrets_in(data: bytes, told: dict[str, Any], *names: str) -> list[str]:
+    """Names of the run's secrets that are in there, in whatever spelling."""
+    wanted = {name: told.get(name) for name in names or ("token", "secret")}
+    lines = told.get("key", "").splitlines()
+    # The second line of the PEM is all of the key itself.
+    wanted["key"] = lines[2] if len(lines) > 2 else None
+    found = [name for name, text in wanted.items() if text and text.encode() in data]
+    return found + (["a private key"] if b"PRIVATE KEY" in data else [])
+
+
+def files_with(run: Held, told: dict[str, Any]) -> list[str]:
+    """The files that hold the run's private key."""
+    needle = told["key"].splitlines()[2].encode()
+    found = []
+    for top in (run.base, Path("/dev/shm"), Path("/tmp"), Path("/var/tmp")):
+        for folder, folders, names in os.walk(top):
+            # Of the temporary directories what is new; other people's tests have keys of their own.
+            folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
+            # No run writes into a virtual environment or a checkout, which have more files than all the rest.
+            if "pyvenv.cfg" in names or ".git" in folders or ".git" in names:
+                folders[:] = []
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime >= run.began - 1 and status.st_size < 1 << 26:
+                        data = path.read_bytes()
+                        if needle in data or (top == run.base and b"PRIVATE KEY" in data):
+                            found.append(str(path))
+    return found

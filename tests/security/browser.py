@@ -1,11 +1,11 @@
-"""A real browser opens the dashboard's address and sees the task stream; without the secret it gets nothing.
+"""A real browser for the tests: Chromium, by the WebDriver protocol.
 
-Needs Debian's packages chromium and chromium-driver.
+Needs Debian's packages chromium and chromium-driver. Without them its tests are skipped with the reason, or fail with it if
+``BATCHLET_REQUIRE`` contains "browser".
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -14,13 +14,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
 from run_helpers import Place
-from stand import Held, Standpoint, here, standpoints
+from stand import Standpoint
 
 ARGUMENTS = [
     "--headless",
@@ -65,6 +64,13 @@ while (roots.length) {
 }
 return count;
 """
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip, or fail where a browser is a must."""
+    if "browser" in os.environ.get("BATCHLET_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(f"BATCHLET_REQUIRE contains browser, but: {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 class Browser:
@@ -115,21 +121,25 @@ class Browser:
         """The status of the page that is shown."""
         return int(self.run("return performance.getEntriesByType('navigation')[0].responseStatus"))
 
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._of("GET", "/screenshot")))
+    def rectangles(self) -> int:
+        """How many tasks are in the page's task stream; -1 while there is none."""
+        return int(self.run(RECTANGLES))
+
+    def pixels(self) -> int:
+        """How many coloured pixels are drawn."""
+        return int(self.run(PIXELS))
 
     def quit(self) -> None:
         self._of("DELETE", "")
 
 
 @contextlib.contextmanager
-def browser(place: Place, point: Standpoint, port: int) -> Iterator[Browser]:
+def browser(place: Place, point: Standpoint) -> Iterator[Browser]:
     """Start Chromium in that network namespace."""
     driver = shutil.which("chromedriver")
     if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
-        if "browser" in os.environ.get("BATCHLET_REQUIRE", "").replace(",", " ").split():
-            pytest.fail("BATCHLET_REQUIRE contains browser, but there is no Chromium", pytrace=False)
-        pytest.skip("no Chromium to open the dashboard with (apt-get install chromium chromium-driver)")
+        unavailable("there is no Chromium to open the dashboard with (apt-get install chromium chromium-driver)")
+    port = 20000 + os.getpid() % 10000
     remote = ["--allowed-ips=", "--allowed-origins=*"] if point.enter else []
     home = place.base / "browser"
     home.mkdir()
@@ -163,54 +173,9 @@ def browser(place: Place, point: Standpoint, port: int) -> Iterator[Browser]:
         process.wait(10)
 
 
-@pytest.mark.parametrize("mode", ["local", pytest.param("srun", marks=pytest.mark.slurm)])
-def test_dashboard_in_a_browser(request: pytest.FixtureRequest, mode: str) -> None:
-    """`runner.dashboard_link`, as it is printed, shows the task stream with what the workers do; without the secret: 404."""
-    if mode == "local":
-        place = request.getfixturevalue("place")
-        run, points = Held(place), [here()]
-    else:
-        place = request.getfixturevalue("slurm_place")
-        run, points = Held(place, "srun", "-N2", "-n4"), standpoints(request.getfixturevalue("cluster"))
-    try:
-        told = run.told()
-        link = told["dashboard"]
-        assert link in run.stderr, "the link is not what the start line says"
-        point = points[0] if mode == "local" else next(each for each in points if each.address == told["hub"][0])
-        with browser(place, point, 9515 + os.getpid() % 20000) as page:
-            closed = link.replace("/" + told["token"], "")
-            for url in (closed, closed.removesuffix("status"), closed.replace("/status", f"/{'0' * 32}/status")):
-                began = time.monotonic()
-                page.open(url)
-                assert page.status() in (403, 404), (url, page.source[:300])
-                assert told["token"] not in page.url + page.source
-                assert time.monotonic() - began < 10, "the page never finished loading"
-            page.open(link)
-            # Loaded at the first look, which takes a moment.
-            wait(lambda: "Dask: Status" in page.title or "bokeh" in page.source.lower(), "the status page")
-            assert page.run("return location.pathname").startswith(f"/{told['token']}/status")
-            wait(lambda: page.run(RECTANGLES) > 8, "tasks in the status page", page)
-            page.open(link.removesuffix("status") + "individual-task-stream")
-            wait(lambda: page.run(RECTANGLES) > 8, "tasks in the task stream", page)
-            before = page.run(RECTANGLES)
-            wait(lambda: page.run(RECTANGLES) > before, "more tasks, by the websocket", page)
-            wait(lambda: page.run(PIXELS) > 50, "something drawn", page)
-            if "TEST_SCREENSHOTS" in os.environ:
-                page.screenshot(Path(os.environ["TEST_SCREENSHOTS"]) / f"dashboard-{mode}.png")
-            # What the page loads comes from the run itself; nobody else learns of the address.
-            loaded = page.run("return performance.getEntriesByType('resource').map(each => each.name)")
-            assert not [
-                url for url in loaded if told["token"] in url and not url.startswith(link.split(told["token"])[0])
-            ]
-        result = run.finish()
-        assert result.rc == 0, str(result)
-        assert len(result.errors) == 2, str(result)
-    finally:
-        run.end()
-
-
-def wait(condition: Any, what: str, page: Browser | None = None, seconds: float = 40) -> None:
+def wait_for(condition: Callable[[], bool], what: str, page: Browser, seconds: float = 40) -> None:
+    """Wait until the page shows something."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not seen\n{page.source[:3000] if page else ''}"
+        assert time.monotonic() < deadline, f"{what}: not seen\n{page.source[:3000]}"
         time.sleep(0.25)
