@@ -25,6 +25,7 @@ __all__ = [
     "DASK_LOG_LEVEL",
     "configure_logging",
     "end_helpers",
+    "expect_death",
     "hidden_main",
     "hush",
     "mention_strangers_once",
@@ -32,12 +33,14 @@ __all__ = [
     "start_helpers",
 ]
 
+_NUMBER = re.compile(r"\d+")
 _SIGNAL = re.compile(r"signal (\d+)")
 _WORKER_PROCESS = "Dask Worker process (from Nanny)"
 _hide_lock = threading.Lock()
 _hide_count = 0
 _hushed = False
 _started = False
+_expected: set[int] = set()
 _original = multiprocessing.spawn.get_preparation_data
 
 
@@ -61,6 +64,9 @@ def configure_logging() -> None:
     # These two have handlers and levels of their own in Dask's defaults.
     for name in ("distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(max(DASK_LOG_LEVEL(), logging.WARNING))
+    application = logging.getLogger("tornado.application")
+    if not any(isinstance(known, _Handshakes) for known in application.filters):
+        application.addFilter(_Handshakes())
     nanny = logging.getLogger("distributed.nanny")
     nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
     if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
@@ -107,7 +113,7 @@ class _WorkerDeaths(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if text.startswith("Worker process ") and (" was killed by " in text or " exited with " in text):
-            if _started and not _hushed:
+            if _started and not _hushed and not _expected & {int(pid) for pid in _NUMBER.findall(text)}:
                 text = _SIGNAL.sub(_signal_name, text)
                 note(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
             return False
@@ -115,6 +121,19 @@ class _WorkerDeaths(logging.Filter):
         if text.startswith("Restarting worker") or (not _started and record.exc_info):
             return False
         return record.levelno >= DASK_LOG_LEVEL()
+
+
+class _Handshakes(logging.Filter):
+    """Drops the traceback of a connection that was being made to a Nanny or worker at the moment of its end."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, ValueError) and "non-started TCPListener" in str(error))
+
+
+def expect_death(pid: int) -> None:
+    """Do not report the end of this worker process."""
+    _expected.add(pid)
 
 
 def report_deaths() -> None:

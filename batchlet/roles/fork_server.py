@@ -7,7 +7,9 @@ module `worker_process` first.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import inspect
 import multiprocessing
 import multiprocessing.forkserver
@@ -15,6 +17,7 @@ import multiprocessing.util
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -23,11 +26,22 @@ from pathlib import Path
 from typing import Any
 
 from distributed.utils import get_mp_context
+from distributed.versions import get_versions
 
 from .dask_process import start_helpers
 
 __all__ = ["start"]
 
+# What Dask imports while a worker starts (distributed 2026.8). A name that is missing costs time, and nothing else.
+_LATE_IMPORTS = (
+    "email.policy",
+    "importlib_metadata._adapters",
+    "multiprocessing.popen_forkserver",
+    "multiprocessing.synchronize",
+    "tornado.platform.asyncio",
+    "batchlet.roles.dask_security",
+    "batchlet.roles.rank_place",
+)
 # What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
 _KNOWN = ("listener_fd", "alive_r", "preload", "main_path", "sys_path")
 
@@ -45,6 +59,7 @@ def start() -> None:
     ):
         return
     start_helpers()
+    _warm_up()
     listener = socket.socket(socket.AF_UNIX)
     address = tempfile.mktemp(dir=multiprocessing.util.get_temp_dir())  # noqa: S306 - only ours can write there
     listener.bind(address)
@@ -69,6 +84,21 @@ def start() -> None:
     server._forkserver_address = address
     server._forkserver_alive_fd = alive_w
     server._forkserver_pid = pid
+
+
+def _warm_up() -> None:
+    """Do once what every worker would do while it starts: late imports, looking up the versions of packages.
+
+    Nothing here may start a thread, open a file for good or differ from worker to worker.
+    """
+    for name in _LATE_IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if "numpy" in sys.modules:
+        # Each worker seeds it anew.
+        importlib.import_module("numpy.random")
+    get_versions()
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _serve(module: Any, listener: socket.socket, alive_r: int) -> None:

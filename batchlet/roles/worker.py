@@ -26,7 +26,7 @@ from ..orders import HOST_ENVIRONMENT
 from ..plan import WorkerPlan
 from ..settings import Settings
 from . import rank_place
-from .dask_process import DASK_LOG_LEVEL
+from .dask_process import DASK_LOG_LEVEL, expect_death
 from .scheduler import start_failure
 
 __all__ = [
@@ -260,6 +260,8 @@ async def close(nannies: Sequence[Any], timeout: float) -> None:
     A worker whose scheduler is gone tries for seconds to take its leave.
     """
     processes = [nanny.process.process for nanny in nannies if nanny.process is not None and nanny.process.process]
+    for process in processes:
+        expect_death(process.pid)
     for nanny in nannies:
         nanny.close_gracefully(reason="batchlet-stop")  # do not start again what we end
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
