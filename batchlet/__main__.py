@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .cli import main
+from .seat import may_sit_quickly, sit_quickly
 
-sys.exit(main())
+if __name__ == "__main__":
+    if may_sit_quickly(os.environ, sys.argv[1:]):
+        sit_quickly(os.environ)
+    from .cli import main
+
+    sys.exit(main())

@@ -18,6 +18,7 @@ from .errors import BatchletError, UsageError
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .resources import node_resources, read_host
+from .run import Run
 from .runner import BatchletRunner
 from .settings import PREFIX, Settings
 
@@ -65,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that speaks once for all ranks."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if BatchletRunner.first_process(os.environ):
+        if Run.first_process(os.environ):
             super()._print_message(message, file)
 
 
@@ -112,7 +113,7 @@ def _run(program: Program, keywords: dict[str, Any]) -> int:
         try:
             program.check()
         except UsageError as error:
-            runner._refuse(error)
+            runner._run.refuse(error)
         with runner, _default_client(runner):
             program.run()
     except (BatchletError, SystemExit):
@@ -148,8 +149,8 @@ def _default_client(runner: BatchletRunner) -> Iterator[None]:
 
 def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
     """Print what would be started here. Each node speaks for itself, through its first rank."""
-    if BatchletRunner._active is not None:
-        sys.stdout.write(f"already inside a Batchlet run\n{BatchletRunner._active.plan}\n")
+    if Run.active is not None:
+        sys.stdout.write(f"already inside a Batchlet run\n{Run.active.plan}\n")
         return 0
     try:
         settings = Settings.resolve(keywords, os.environ)
@@ -174,7 +175,7 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
             for node, grant in nodes
         ]
     except BatchletError as error:
-        if BatchletRunner.first_process(os.environ):
+        if Run.first_process(os.environ):
             report.failure(error)
         return error.exit_code
     if as_json:

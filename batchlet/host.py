@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import node, report
+from . import report, seat
 from .environments.base import Figure
 from .errors import BatchletError
 from .network import reachable_host
@@ -46,7 +46,7 @@ _GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 
 
 @dataclass(eq=False)
-class _Seat:
+class _Guest:
     """A rank that has taken a seat."""
 
     rank: int
@@ -109,7 +109,7 @@ class _Host:
         self._settings = orders.settings
         self._deadline = began + orders.settings.start_timeout
         self._problem = problem
-        self._facts = node.facts()
+        self._facts = seat.facts()
         self._cgroup_memory = cgroup_memory()
         self._host_facts: HostFacts = read_host()
         self._told: Mapping[str, Any] = {}
@@ -121,8 +121,8 @@ class _Host:
             self._rendezvous = FileRendezvous(where, info.run_id, info.node, told=lambda: self._meeting)
         self._link: Link | None = None
         self._signals: list[int] = []
-        self._seats: dict[str, _Seat] = {}
-        self._everyone: list[_Seat] = []
+        self._guests: dict[str, _Guest] = {}
+        self._everyone: list[_Guest] = []
         self._connections = 0
 
     async def run(self) -> int:
@@ -164,9 +164,9 @@ class _Host:
 
     async def _sit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
-        seat: _Seat | None = None
+        guest: _Guest | None = None
         try:
-            if not node.peer_is_ours(writer.get_extra_info("socket")):
+            if not seat.peer_is_ours(writer.get_extra_info("socket")):
                 return
             hello = await receive(reader)
             if hello is None:
@@ -174,13 +174,13 @@ class _Host:
             if hello["rank"] != self._orders.info.rank and not self._may_share(hello):
                 writer.write(encode({"op": "own"}))
                 return
-            seat = _Seat(int(hello["rank"]), str(hello["member"]), hello["environ"], tuple(hello["cpus"]), writer)
-            self._seats[seat.member] = seat
-            self._everyone.append(seat)
-            self._widen(seat.cpus)
+            guest = _Guest(int(hello["rank"]), str(hello["member"]), hello["environ"], tuple(hello["cpus"]), writer)
+            self._guests[guest.member] = guest
+            self._everyone.append(guest)
+            self._widen(guest.cpus)
             if hello.get("meeting"):
                 self._meeting = self._meeting or Meeting(**hello["meeting"])
-            self._background(self._host_workers(seat))
+            self._background(self._host_workers(guest))
             while (message := await receive(reader)) is not None:
                 if message["op"] == "signalled":
                     self.signalled(int(message["number"]))
@@ -188,8 +188,8 @@ class _Host:
             # Not raised on: asyncio would print the end of a task that we end ourselves.
             pass
         finally:
-            if seat is not None:
-                self._stand_up(seat)
+            if guest is not None:
+                self._stand_up(guest)
             else:
                 writer.close()
             self._connections -= 1
@@ -212,18 +212,18 @@ class _Host:
             and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
         )
 
-    def _stand_up(self, seat: _Seat) -> None:
+    def _stand_up(self, guest: _Guest) -> None:
         """A rank is gone, and takes its workers with it."""
-        seat.gone = True
+        guest.gone = True
         if self._over.is_set():
             return
-        self._seats.pop(seat.member, None)
+        self._guests.pop(guest.member, None)
         if self._link is not None:
-            self._link.send("gone", member=seat.member)
-        if seat.nannies:
+            self._link.send("gone", member=guest.member)
+        if guest.nannies:
             from .roles import worker
 
-            self._background(worker.close(seat.nannies, 0.0))
+            self._background(worker.close(guest.nannies, 0.0))
 
     def _check_empty(self) -> None:
         if self._connections == 0 and not self._over.is_set():
@@ -292,45 +292,45 @@ class _Host:
         assert self._link is not None
         return security_for(self._settings.security, self._link.meeting.credentials)
 
-    async def _host_workers(self, seat: _Seat) -> None:
+    async def _host_workers(self, guest: _Guest) -> None:
         """Start the workers of a rank."""
         from .roles import dask_process, worker
 
         await asyncio.shield(self._linked)
         link = self._link
         assert link is not None
-        seat.send(op="seated")
-        plans = self._plan(seat)
+        guest.send(op="seated")
+        plans = self._plan(guest)
         if isinstance(plans, BatchletError):
             link.send("failed", kind=type(plans).__name__, message=str(plans))
             return
-        link.send("plan", member=seat.member, workers=[[w.name, w.threads, w.memory] for w in plans])
+        link.send("plan", member=guest.member, workers=[[w.name, w.threads, w.memory] for w in plans])
         address = await asyncio.shield(self._started)
         try:
-            rank = worker.RankPlace(seat.environ, seat.cpus, tuple(self._facts["cpus"]))
+            rank = worker.RankPlace(guest.environ, guest.cpus, tuple(self._facts["cpus"]))
             specs = [worker.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
             await asyncio.gather(
                 *(
-                    worker.start(cls, options, address, seat.nannies, lambda: link.has("ready"))
+                    worker.start(cls, options, address, guest.nannies, lambda: link.has("ready"))
                     for cls, options in specs
                 )
             )
-            worker.keep_ports(seat.nannies)
+            worker.keep_ports(guest.nannies)
             dask_process.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
-            if not seat.gone and not self._over.is_set():
+            if not guest.gone and not self._over.is_set():
                 failure = error if isinstance(error, BatchletError) else worker.start_failure("worker", error)
                 link.send("failed", kind=type(failure).__name__, message=str(failure))
 
-    def _plan(self, seat: _Seat) -> tuple[WorkerPlan, ...] | BatchletError:
+    def _plan(self, guest: _Guest) -> tuple[WorkerPlan, ...] | BatchletError:
         """What the rank itself would plan, with what rank 0 knows besides."""
         told = self._told.get(self._orders.info.node)
-        facts = replace(self._host_facts, affinity=len(seat.cpus) or self._host_facts.affinity)
-        info = replace(self._orders.info, rank=seat.rank)
+        facts = replace(self._host_facts, affinity=len(guest.cpus) or self._host_facts.affinity)
+        info = replace(self._orders.info, rank=guest.rank)
         try:
-            grant = self._orders.environment.grant(seat.environ)
+            grant = self._orders.environment.grant(guest.environ)
             figure = Figure(int(told[0]), str(told[1])) if told else None
             return make_plan(info, node_resources(grant, facts, figure), self._settings).hosted
         except BatchletError as error:
@@ -342,16 +342,16 @@ class _Host:
 
         assert self._link is not None
         code = self._link.exit_code
-        first = {member for member, seat in self._seats.items() if seat.rank == self._orders.info.rank}
+        first = {member for member, guest in self._guests.items() if guest.rank == self._orders.info.rank}
         if first:
-            for member in set(self._seats) - first:
-                self._seats.pop(member).send(op="end", code=code)
+            for member in set(self._guests) - first:
+                self._guests.pop(member).send(op="end", code=code)
         for task in self._tasks:
             task.cancel()
-        nannies = [nanny for seat in self._everyone for nanny in seat.nannies]
+        nannies = [nanny for guest in self._everyone for nanny in guest.nannies]
         await worker.close(nannies, self._settings.stop_timeout if self._link.end is None else 0.0)
-        for seat in self._everyone:
-            seat.nannies.clear()
+        for guest in self._everyone:
+            guest.nannies.clear()
 
     def _end(self, problem: BatchletError | None) -> int:
         """Say good-bye to everybody."""
@@ -363,8 +363,8 @@ class _Host:
             # Nobody else on this node knows.
             report.failure(problem, time.monotonic() - self._deadline + self._settings.start_timeout)
         code = link.exit_code if link is not None else problem.exit_code if problem is not None else 0
-        for seat in self._seats.values():
-            seat.send(op="end", code=code)
+        for guest in self._guests.values():
+            guest.send(op="last", code=code)
         if link is not None:
             link.close()
         self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)

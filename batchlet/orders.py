@@ -19,7 +19,7 @@ from typing import IO, Any
 from .environments import Environment, ProcessInfo
 from .settings import Settings
 
-__all__ = ["HOST_ENVIRONMENT", "HostOrders", "StepOrders", "command", "dask_config", "receive", "send", "start"]
+__all__ = ["HOST_ENVIRONMENT", "HostOrders", "StepOrders", "command", "dask_config", "receive", "send", "start_host"]
 
 _LENGTH = 8
 # What Dask's Nanny gives its workers before they start, for the process from which all workers of a node are forked: some of
@@ -137,15 +137,15 @@ def _read(size: int) -> bytes:
     return data
 
 
-def start(orders: HostOrders, descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a host of workers, which inherits the file descriptor.
+def start_host(orders: HostOrders) -> subprocess.Popen[bytes]:
+    """Start a host of workers, which inherits the socket.
 
     It is in a session of its own: a Ctrl-C at a terminal is for the client, which still needs the workers to save its work.
     """
     process = subprocess.Popen(
         command(),
         stdin=subprocess.PIPE,
-        pass_fds=(descriptor,),
+        pass_fds=(orders.socket,),
         env={**HOST_ENVIRONMENT, **os.environ},
         start_new_session=True,
     )

@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from . import node, report
+from . import report, seat
 from .environments import Environment, Figure, ProcessInfo
 from .errors import BatchletError, NetworkError, PlanError
 from .network import reachable_host
-from .node import Seat
-from .orders import HostOrders, dask_config
+from .orders import HostOrders, dask_config, start_host
 from .plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
 from .rendezvous import FileRendezvous, Meeting, Rendezvous
 from .resources import node_resources, read_host
+from .seat import Seat
 from .security import Credentials, dashboard_token
 from .settings import Settings
 from .versions import versions
 
 if TYPE_CHECKING:
+    import subprocess
+
     from .supervision.hub import Hub
 
 __all__ = ["Rank", "member", "unexpected"]
@@ -195,25 +197,21 @@ class Rank:
 
         by_file = isinstance(rendezvous, FileRendezvous)
         # Some ways to meet need every rank.
-        seat = self._seat(by_file, lambda: None if by_file else rendezvous.wait(self.deadline + _PATIENCE))
-        with handled(lambda number, _: seat.signalled(number)):
-            return seat.hold()
+        place = self._seat(by_file, lambda: None if by_file else rendezvous.wait(self.deadline + _PATIENCE), park=True)
+        with handled(lambda number, _: place.signalled(number)):
+            return place.hold()
 
-    def _seat(self, by_file: bool, meeting: Callable[[], Meeting | None]) -> Seat:
+    def _seat(self, by_file: bool, meeting: Callable[[], Meeting | None], *, park: bool) -> Seat:
         """Make this rank's seat at the host of its node."""
 
         def hello() -> dict[str, Any]:
             found = meeting()
-            return {
-                "rank": self.info.rank,
-                "member": member(self.info),
-                "environ": dict(self.environ),
-                **node.facts(),
-                "meeting": asdict(found) if found is not None else None,
-            }
+            return seat.hello(
+                self.info.rank, member(self.info), self.environ, asdict(found) if found is not None else None
+            )
 
-        def orders(descriptor: int, listen: bool) -> HostOrders:
-            return HostOrders(
+        def start(descriptor: int, listen: bool) -> subprocess.Popen[bytes]:
+            orders = HostOrders(
                 self.settings,
                 tuple(sys.path),
                 self.deadline - time.monotonic(),
@@ -224,9 +222,11 @@ class Rank:
                 by_file,
                 dask_config(),
             )
+            return start_host(orders)
 
-        name = node.socket_name(self.info.run_id, self.info.node) if self.settings.share_node else None
-        return Seat(name, hello, orders, self.deadline + 2 * _PATIENCE, self.settings.stop_timeout)
+        info, settings = self.info, self.settings
+        name = seat.socket_name(info.run_id, info.node, self.environ) if settings.share_node else None
+        return Seat(name, hello, start, self.deadline + seat.PATIENCE, settings.stop_timeout, park=park)
 
     @contextlib.contextmanager
     def host_beside(self, meeting: Meeting) -> Iterator[None]:
@@ -234,8 +234,8 @@ class Rank:
         if not self.brings_host:
             yield
             return
-        seat = self._seat(False, lambda: meeting)
-        thread = threading.Thread(target=_hold, args=(seat,), name="batchlet-seat", daemon=True)
+        place = self._seat(False, lambda: meeting, park=False)
+        thread = threading.Thread(target=_hold, args=(place,), name="batchlet-seat", daemon=True)
         thread.start()
         try:
             yield
@@ -271,9 +271,9 @@ def member(info: ProcessInfo) -> str:
     return str(info.rank) if role_of(info, info.rank) == WORKER else f"{info.rank}w"
 
 
-def _hold(seat: Seat) -> None:
+def _hold(place: Seat) -> None:
     with contextlib.suppress(BatchletError):  # the hub misses the workers, and says so
-        seat.hold()
+        place.hold()
 
 
 def unexpected(error: Exception, where: str) -> BatchletError:

@@ -1,47 +1,29 @@
-"""`BatchletRunner`: from the processes that a launcher has started to one Dask cluster, and back to exit codes."""
+"""`BatchletRunner`, the public face. A rank that only waits never imports more of Batchlet than this and its seat."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import report
-from .environments import is_first, select
-from .errors import BatchletError, TerminatedError, UsageError, terminated
-from .network import LOOPBACK
-from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
-from .rank import Rank
-from .rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
-from .security import Credentials, dashboard_token
-from .settings import Settings
+from .seat import may_sit_quickly, sit_quickly
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .supervision.signals import ClientGuard
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+    from typing import Any
+
+    from .plan import Plan
+    from .run import Run
 
 __all__ = ["BatchletRunner"]
-
-# Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
-_PATIENCE = 5.0
-# Seconds within which all connections to a dead process break.
-_MOMENT = 1.0
-# Seconds for the last words after `stop_timeout`.
-_FAREWELL = 3.0
 
 
 class BatchletRunner:
     """One Dask cluster out of the processes of a batch job; a context manager.
 
     Under ``srun -n 12 python script.py`` every process runs the script up to the ``with``. There, rank 0 becomes the
-    scheduler, ranks 2 and up host the workers, and rank 1 alone goes on with the script. When it leaves the block, all
-    others end. Without a launcher the same script gets a LocalCluster.
+    scheduler, ranks 2 and up bring the workers, and rank 1 alone goes on with the script. When it leaves the block, all
+    others end; nothing around the block is run by them. Without a launcher the same script gets a LocalCluster.
 
     Parameters
     ----------
@@ -67,42 +49,27 @@ class BatchletRunner:
     ...         print(client.submit(sum, [1, 2, 3]).result())
     """
 
-    _active: ClassVar[BatchletRunner | None] = None
-
     def __init__(self, *, asynchronous: bool = False, **options: Any) -> None:
-        self._began = time.monotonic()
-        self._outer = BatchletRunner._active
         self._asynchronous = asynchronous
-        self._entered = False
-        self._closed = False
-        self._cluster: Any = None
-        self._start: Mapping[str, Any] = {}
-        self._stack = contextlib.ExitStack()
-        self._known: Rank | None = None
-        self._meeting_place: Rendezvous | None = None
-        self._guard: ClientGuard | None = None
-        self._callbacks: list[Callable[[int], object]] = []
-        self._security: Any = None
-        self._token: str | None = None
-        try:
-            self._settings = Settings.resolve(options, os.environ)
-            if self._outer is not None:
-                self._join(self._outer, options)
-                return
-            environment, self._reason = select(self._settings.mode, os.environ)
-            info = environment.process(os.environ)
-            self._known = Rank(self._settings, environment, info, os.environ, self._began)
-            self._meeting_place = self._choose_rendezvous(self._known)
-        except BatchletError as error:
-            self._refuse(error)
+        self._options = options
+        self._made: Run | None = None
+        if not may_sit_quickly(os.environ, options):
+            self._make()
 
-    def _join(self, outer: BatchletRunner, options: Mapping[str, object]) -> None:
-        """Be another name for the run that this process is already in (``python -m batchlet`` has started it)."""
-        self._settings, self._known, self._reason = outer._settings, outer._known, "already inside a Batchlet run"
-        if options:
-            report.note(
-                f"{', '.join(options)}: without effect here, since this script runs inside `python -m batchlet`"
-            )
+    @property
+    def _run(self) -> Run:
+        return self._made or self._make()
+
+    def _make(self) -> Run:
+        from .run import Run
+
+        self._made = Run(asynchronous=self._asynchronous, options=self._options)
+        return self._made
+
+    def _sit(self) -> None:
+        """A worker rank waits for the end, if nobody has asked this runner anything before."""
+        if self._made is None:
+            sit_quickly(os.environ)
 
     def on_terminate(self, callback: Callable[[int], object]) -> None:
         """Call a function when the run is told to end (SIGTERM from scancel or a time limit, Ctrl-C).
@@ -115,485 +82,78 @@ class BatchletRunner:
         callback : callable
             Takes the signal's number.
         """
-        (self._outer or self)._callbacks.append(callback)
-
-    # What the user can ask of a runner
+        self._run.on_terminate(callback)
 
     @property
     def mode(self) -> str:
         """How this process was started: "mpi", "slurm", "allocation" or "local"."""
-        return self._rank.info.mode
+        return self._run.mode
 
     @property
     def role(self) -> str:
         """What this process is: "scheduler", "client", "worker", or "local" for all in one."""
-        return self._rank.role
+        return self._run.role
 
     @property
     def run_id(self) -> str:
         """Name of this run, the same on all its ranks."""
-        return self._rank.info.run_id
+        return self._run.run_id
 
     @property
     def plan(self) -> Plan:
         """What this rank and its node do, every figure with its source."""
-        if self._rank.plan is None:
-            self._refuse(self._rank.plan_error or UsageError("There is no plan."))
-        return self._rank.plan
+        return self._run.plan
 
     @property
     def n_workers(self) -> int:
         """Workers that had joined when the cluster was ready."""
-        self._must_run("n_workers")
-        return int(self._start["workers"])
+        return self._run.n_workers
 
     @property
     def scheduler_address(self) -> str:
-        """Address of the scheduler, such as ``tcp://10.0.0.1:40113``."""
-        self._must_run("scheduler_address")
-        return str(self._start["address"])
+        """Address of the scheduler, such as ``tls://10.0.0.1:40113``."""
+        return self._run.scheduler_address
 
     @property
     def dashboard_link(self) -> str | None:
         """Address of the dashboard, `None` if there is none."""
-        self._must_run("dashboard_link")
-        if self._start["dashboard"] is None:
-            return None
-        host, port = self._start["dashboard"]
-        return f"http://{'localhost' if host == LOOPBACK else host}:{port}{'/' + self._token if self._token else ''}/status"
+        return self._run.dashboard_link
 
     @property
     def security(self) -> Any:
         """Dask's security, with which `Client` connects."""
-        self._must_run("security")
-        return self._security
+        return self._run.security
 
     @property
     def status(self) -> Any:
         """Dask's status of this cluster; `Client` asks for it."""
-        from distributed.core import Status
-
-        link = self._rank.link if self._entered else None
-        if link is not None and threading.current_thread() is not threading.main_thread():
-            # Dask's client has lost its connection and asks whether to try again: our own news come in a moment.
-            link.wait_end(_MOMENT)
-            if link.end is not None:
-                if self._guard is not None:
-                    self._guard.wait_delivered(_MOMENT)
-                return Status.closed
-        if self._closed:
-            return Status.closed
-        return Status.running if self._entered else Status.created
+        return self._run.status
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "running" if self._entered else "not started"
-        return f"<BatchletRunner {self.run_id}: {self.mode}, {self.role}, {state}>"
-
-    # Entering
+        return repr(self._run)
 
     def __enter__(self) -> BatchletRunner:
-        if self._asynchronous:
-            self._refuse(UsageError("BatchletRunner(asynchronous=True) needs `async with`."))
-        self._begin()
-        self._watch()
-        try:
-            if self._outer is not None:
-                self._running(self._outer._start)
-            elif self.role == LOCAL:
-                from .roles import local
-
-                self._run_local(local.start(self.plan, self._settings, *self._local_place()))
-            else:
-                self._take_part()
-        except BatchletError as error:
-            self._abandon(error)
-        except BaseException:
-            self._stack.close()
-            raise
+        self._sit()
+        self._run.enter()
         return self
 
     async def __aenter__(self) -> BatchletRunner:
-        import asyncio
-
-        if not self._asynchronous:
-            self._refuse(UsageError("`async with` needs BatchletRunner(asynchronous=True)."))
-        self._begin()
-        self._watch()
-        try:
-            if self._outer is not None:
-                self._running(self._outer._start)
-            elif self.role == LOCAL:
-                from .roles import local
-
-                self._run_local(await local.start_async(self.plan, self._settings, *self._local_place()))
-            else:
-                await asyncio.to_thread(self._take_part)
-        except BatchletError as error:
-            self._abandon(error)
-        except BaseException:
-            self._stack.close()
-            raise
+        self._sit()
+        await self._run.enter_async()
         return self
 
     def __await__(self) -> Generator[Any, None, BatchletRunner]:
         """Do nothing: `Client` awaits the cluster that it is given."""
-        self._must_run("await")
+        self._run.must_run("await")
         return self
         yield
-
-    def _begin(self) -> None:
-        if self._entered:
-            self._refuse(
-                UsageError("This BatchletRunner was used before. The processes of a launch make one cluster, once.")
-            )
-        if self._outer is None and self._rank.info.world_size > 1 and self.mode != "allocation":
-            try:
-                self._check_rendezvous()
-            except BatchletError as error:
-                self._refuse(error)
-
-    def _choose_rendezvous(self, rank: Rank) -> Rendezvous:
-        wanted, info = self._settings.rendezvous, rank.info
-        if wanted == "mpi" or (wanted == "auto" and info.mode == "mpi" and MpiRendezvous.available() is None):
-            # Rank 0's patience ends first, so that it is the one to say who is missing.
-            return MpiRendezvous(
-                rank=info.rank,
-                world_size=info.world_size,
-                node=info.node,
-                source=self._reason,
-                deadline=rank.deadline + (_PATIENCE if info.rank else 0.0),
-            )
-        return FileRendezvous(self._settings.rendezvous_dir, info.run_id, info.node)
-
-    def _check_rendezvous(self) -> None:
-        """Find out whether the ranks can meet as planned; where MPI cannot be loaded, a file serves too."""
-        try:
-            self._rendezvous.check()
-        except MpiUnavailableError:
-            if self._settings.rendezvous == "mpi":
-                raise
-            info = self._rank.info
-            self._meeting_place = FileRendezvous(self._settings.rendezvous_dir, info.run_id, info.node)
-            self._rendezvous.check()
-        if isinstance(self._rendezvous, MpiRendezvous):
-            # The launcher's variables allow a guess only.
-            local_ranks, nodes = self._rendezvous.layout
-            self._rank.info = replace(self._rank.info, local_ranks=local_ranks, nodes=nodes)
-            self._rank.make_plan(None)
-
-    def _take_part(self) -> None:
-        """Be what this rank is. Only the client returns."""
-        rank = self._rank
-        if rank.info.mode == "allocation":
-            from .step import start_step
-
-            rank.connect(self._stack.enter_context(start_step(rank)), name="client")
-            self._stack.callback(rank.link.close)
-            self._running({**rank.wait("start"), **rank.wait("ready")})
-            return
-        if rank.role == SCHEDULER:
-            self._end_process(rank.run_scheduler(self._rendezvous))
-        if rank.role == WORKER:
-            code = rank.work(self._rendezvous)
-            self._rendezvous.withdraw()
-            self._end_process(code)
-        meeting = self._rendezvous.wait(rank.deadline + _PATIENCE)
-        rank.connect(meeting, latest=self._rendezvous.latest)
-        self._stack.callback(rank.link.close)
-        self._stack.enter_context(rank.host_beside(meeting))
-        self._running({**rank.wait("start"), **rank.wait("ready")})
-
-    def _local_place(self) -> tuple[Any, str | None]:
-        """Where the local cluster lives, and the secret of its dashboard."""
-        from .roles import dask_process, worker
-        from .roles.dask_security import security_for
-
-        wanted = self._settings.security
-        security = security_for(wanted, Credentials.generate() if wanted is True else None)
-        directory = self._stack.enter_context(worker.scratch(self._settings, os.environ, self.run_id))
-        self._stack.enter_context(dask_process.hidden_main())
-        self._stack.enter_context(worker.configured())
-        host = self._rank.reachable_host() if self._settings.interface else LOOPBACK
-        self._security = security
-        self._token = secrets.token_hex(16) if wanted is not False else None
-        return worker.Place(host, directory, security), self._token
-
-    def _run_local(self, cluster: Any) -> None:
-        from .roles.scheduler import dashboard_place
-
-        self._cluster = cluster
-        workers = self.plan.workers
-        self._running(
-            {
-                "address": cluster.scheduler_address,
-                "dashboard": dashboard_place(cluster.scheduler),
-                "node": self._rank.info.node,
-                "workers": len(workers),
-                "threads": _extent([worker.threads for worker in workers]),
-                "memory": _extent([worker.memory for worker in workers]),
-                "nodes": 1,
-            }
-        )
-
-    def _running(self, start: Mapping[str, Any]) -> None:
-        self._start = start
-        self._entered = True
-        if self._outer is not None:
-            self._security, self._token = self._outer._security, self._outer._token
-            return
-        BatchletRunner._active = self
-        if self._rank.meeting is not None:
-            self._security = self._rank.security()
-            self._token = dashboard_token(self._rank.meeting.secret) if self._rank.meeting.key else None
-        if self._rank.link is not None:
-            self._rank.link.listen(self._hear)
-        report.started(
-            where=f"{self.mode} {self._rank.info.job}".strip(),
-            ranks=self._rank.info.world_size,
-            nodes=start["nodes"],
-            workers=start["workers"],
-            threads=tuple(start["threads"]),
-            memory=tuple(start["memory"]),
-            dashboard=self.dashboard_link,
-            tunnel=self._tunnel(),
-            secure=self._settings.security is not False,
-        )
-
-    def _tunnel(self) -> str | None:
-        """Give the command that brings the dashboard to the user's own machine; `None` where the user is here."""
-        place, here = self._start["dashboard"], self.mode == "local" and "SSH_CONNECTION" not in os.environ
-        if here or place is None or place[0] != LOOPBACK:
-            return None
-        meeting = self._rank.meeting
-        node = meeting.node if meeting is not None else self._rank.info.node
-        login = os.environ.get("SLURM_SUBMIT_HOST")
-        jump = f" -J {login}" if login and login != node else ""
-        return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {node}"
-
-    def _hear(self, message: Mapping[str, Any]) -> None:
-        """Bring what rank 0 says, or its silence, to the user's code; in the link's thread."""
-        if self._guard is None:
-            return
-        if message["op"] == "terminate":
-            self._guard.terminate(int(message["number"]), str(message["where"]))
-        elif message["op"] == "end":
-            from .roles.dask_process import hush
-
-            hush()
-            error = self._rank.link.failure(message)
-            if not self._rank.link.hub_is_alive:
-                report.failure(error, time.monotonic() - self._began)
-            self._guard.deliver(error)
-
-    def _watch(self) -> None:
-        """Handle signals from here on, where the user's code is or will be."""
-        if self._outer is not None:
-            return
-        if self.role not in (CLIENT, LOCAL):
-            from .supervision.signals import handled
-
-            # Until it has met the others, this rank can only end.
-            self._stack.enter_context(handled(_end_by_signal))
-            return
-        from .supervision.signals import ClientGuard
-
-        settings = self._settings
-        self._guard = ClientGuard(
-            grace=settings.grace, stop_timeout=settings.stop_timeout, callbacks=self._callbacks, leave=self._leave
-        )
-        self._stack.enter_context(self._guard.watch())
-
-    # Leaving
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._outer is not None:
-            self._closed = True
-            return
-        lost = self._loss(error)
-        self._close_clients()
-        try:
-            if self._cluster is not None:
-                self._cluster.close()
-            else:
-                self._leave()
-        finally:
-            self._finish(lost or error)
-        if lost is not None:
-            raise lost from None
+        self._run.leave(error)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        import asyncio
-
-        if self._outer is not None:
-            self._closed = True
-            return
-        lost = self._loss(error)
-        for client in self._clients():
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.close(), self._settings.stop_timeout)
-        try:
-            if self._cluster is not None:
-                await self._cluster.close()
-            else:
-                await asyncio.to_thread(self._leave)
-        finally:
-            self._finish(lost or error)
-        if lost is not None:
-            raise lost from None
-
-    def _loss(self, error: BaseException | None) -> BatchletError | None:
-        """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
-        assert self._guard is not None
-        link = self._rank.link
-        module = type(error).__module__.split(".")[0]
-        from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
-        if link is not None and from_dask:
-            # Dask may notice that its scheduler is gone a moment before we do.
-            link.wait_end(_MOMENT)
-        self._guard.end()
-        if error is None or isinstance(error, (BatchletError, SystemExit)):
-            return None
-        # Raised in the midst of a library, the guard's error may come out as the cause of another one.
-        cause: BaseException | None = error
-        while cause is not None:
-            if cause is self._guard.error:
-                return self._guard.error
-            cause = cause.__cause__ or cause.__context__
-        lost: BatchletError | None = link.end if link is not None and from_dask else None
-        return lost
-
-    def _leave(self) -> None:
-        """Tell rank 0 that the run is over, and wait until the workers are gone."""
-        link = self._rank.link
-        if link is None:
-            return
-        link.send("done")
-        with contextlib.suppress(BatchletError):
-            link.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
-
-    def _finish(self, error: BaseException | None) -> None:
-        self._closed = True
-        BatchletRunner._active = None
-        self._stack.close()
-        link = self._rank.link
-        self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)
-        if link is None or link.end is None:
-            report.ended(
-                seconds=time.monotonic() - self._began,
-                workers=int(self._start["workers"]),
-                error=None if type(error) in (type(None), SystemExit) else _called(error),
-            )
-
-    def _clients(self) -> list[Any]:
-        """Clients that are still connected to this cluster, by whatever way they found it."""
-        from distributed import Client
-
-        address = self._start["address"]
-        return [
-            client
-            for client in list(Client._instances)
-            if client.status == "running" and getattr(client.scheduler, "address", None) == address
-        ]
-
-    def _close_clients(self) -> None:
-        for client in self._clients():
-            with contextlib.suppress(Exception):
-                client.close(timeout=self._settings.stop_timeout)
-
-    # Common
-
-    @property
-    def _rank(self) -> Rank:
-        assert self._known is not None
-        return self._known
-
-    @property
-    def _rendezvous(self) -> Rendezvous:
-        assert self._meeting_place is not None
-        return self._meeting_place
-
-    def _must_run(self, what: str) -> None:
-        if not self._entered:
-            self._refuse(
-                UsageError(
-                    f"BatchletRunner has not been started ({what} was asked for). Use it in a with statement: "
-                    "`with BatchletRunner() as runner, Client(runner) as client:`."
-                )
-            )
-
-    def _speaks_of(self, error: BatchletError) -> bool:
-        """Whether this process prints an error that rank 0 has not printed."""
-        if error.same_on_every_rank:
-            return self._speaks()
-        info = self._rank.info
-        # Without a word from rank 0, all others run into the same: one on each node says so.
-        others = [rank for rank in info.local_ranks if rank != 0]
-        return self._rank.link is not None or info.rank in (0, *others[:1])
-
-    @staticmethod
-    def first_process(environ: Mapping[str, str]) -> bool:
-        """Whether this process is the one that prints what all of them would, before its rank is known for sure."""
-        first = is_first(environ)
-        if first is not None:
-            return first
-        # The first process of the first node speaks.
-        local_id, node_id = environ.get("SLURM_LOCALID", "0"), environ.get("SLURM_NODEID", "0")
-        return "SLURM_STEP_ID" not in environ or (local_id == "0" and node_id == "0")
-
-    def _speaks(self) -> bool:
-        """Whether this process is the one that prints what all ranks run into."""
-        if self._known is not None:
-            return self._known.info.rank == 0 or self.mode == "allocation"
-        return self.first_process(os.environ)
-
-    def _refuse(self, error: BatchletError) -> NoReturn:
-        """End with an error that nothing was started for."""
-        if not error.same_on_every_rank or self._speaks():
-            report.failure(error)
-        elif is_first(os.environ) is False:
-            # mpirun ends all ranks when the first one fails: let that be the one that speaks.
-            time.sleep(_MOMENT)
-        if self._meeting_place is not None:
-            self._meeting_place.abandon(error.exit_code)
-        raise error from None
-
-    def _abandon(self, error: BatchletError) -> NoReturn:
-        """End with an error while starting or taking part."""
-        link = self._rank.link
-        hub_speaks = link is not None and link.hub_is_alive and link.end is not None
-        if link is not None and link.hub_is_alive and link.end is None:
-            # The others must not wait for this rank; rank 0 tells them, and the user.
-            link.send("failed", kind=type(error).__name__, message=str(error))
-            link.wait_end(_MOMENT)
-            hub_speaks = link.end is not None
-        self._stack.close()
-        self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)
-        if not hub_speaks and self._speaks_of(error):
-            report.failure(error, time.monotonic() - self._began)
-        self._rendezvous.abandon(error.exit_code)
-        raise error from None
-
-    def _end_process(self, code: int) -> NoReturn:
-        sys.stdout.flush()
-        if code:
-            self._rendezvous.abandon(code)
-        sys.exit(code)
-
-
-def _end_by_signal(number: int, _frame: object) -> NoReturn:
-    raise terminated(number)
-
-
-def _called(error: BaseException | None) -> str:
-    """Name what has ended the ``with`` block: a signal, or an exception."""
-    if isinstance(error, TerminatedError):
-        return str(error).replace(" ended the run", "").rstrip(".")
-    return type(error).__name__
-
-
-def _extent(numbers: list[int]) -> tuple[int, int]:
-    return min(numbers), max(numbers)
+        await self._run.leave_async(error)

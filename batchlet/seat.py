@@ -1,0 +1,381 @@
+"""The ranks of one node share one host for their workers; this is how they find it, and what they do meanwhile: nothing.
+
+The first rank that comes binds a Unix socket named after the run and the node, and starts the host, which listens on it. Every
+rank, the first one included, then takes a *seat*: it connects, says who it is, and waits for the end. The connection tells the
+host at once when a rank dies, and the ranks when the host dies. While it waits, the rank's process is a shell of some hundred
+kilobytes (`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
+
+The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody could bind that name, so
+both sides ask the kernel whose process the other one is. Where the name is taken by somebody else, and on systems without such
+sockets, every rank starts a host of its own.
+
+Hundreds of ranks begin here at the same moment, on the CPUs that the workers need to start: this module imports next to
+nothing, and `sit_quickly` finds a rank's seat before anything else of Batchlet is imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+__all__ = ["Seat", "facts", "hello", "may_sit_quickly", "peer_is_ours", "sit_quickly", "socket_name"]
+
+_PREFIX = "BATCHLET_DASK_CLUSTER__"
+_PAUSE = 0.005
+_BACKLOG = 4096
+# How often a rank looks for a host again whose predecessor has died before it had answered.
+_TRIES = 2
+# Seconds by which a rank waits longer for the host than rank 0 and the host wait, who can say more.
+PATIENCE = 10.0
+# A rank with one of these may have been started by MPI, or its Slurm variables may be of another process.
+_MPI = (
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "JSM_NAMESPACE_RANK",
+    "PALS_RANKID",
+    "FLUX_TASK_RANK",
+    "PMI_RANK",
+)
+# What decides whether and how a rank takes a seat at all. All else is the business of the rank that starts the host.
+_DECISIVE = ("mode", "share_node", "rendezvous", "start_timeout")
+_STEP = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
+# The longest that Linux takes, less the zero byte at the beginning.
+_LONGEST_NAME = 107
+
+# What `sit_quickly` has found out for the seat that is made later.
+_taken: tuple[socket.socket, socket.socket] | None = None
+_alone = False
+
+
+def socket_name(run_id: str, node: str, environ: Mapping[str, str]) -> bytes | None:
+    """Name of the socket of a node's host; `None` where the system has no such sockets."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # Known before anything of Slurm's variables has been understood.
+    parts = [environ.get(name, "") for name in _STEP] if "SLURM_STEP_ID" in environ else [run_id, node]
+    name = "-".join(["batchlet", str(os.geteuid()), *parts])
+    if len(name) > _LONGEST_NAME:
+        import hashlib
+
+        name = "batchlet-" + hashlib.sha256(name.encode()).hexdigest()
+    return b"\0" + name.encode()
+
+
+def peer_is_ours(connection: socket.socket) -> bool:
+    """Whether the process at the other end of a Unix socket is this user's."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # pid, uid, gid: three ints
+    return int.from_bytes(credentials[4:8], sys.byteorder) == os.geteuid()
+
+
+def facts() -> dict[str, Any]:
+    """What of this process decides where its workers may live: its interpreter, its cgroups, its CPUs."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:  # noqa: PTH123
+            cgroups = file.read().split("\n")
+    except OSError:
+        cgroups = []
+    return {
+        "python": [sys.executable, sys.prefix, sys.version],
+        # Slurm's innermost level is for accounting, one for each task.
+        "cgroups": [line.rpartition("/task_")[0] or line for line in cgroups],
+        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+    }
+
+
+def hello(rank: int, member: str, environ: Mapping[str, str], meeting: object = None) -> dict[str, Any]:
+    """What a rank says of itself."""
+    return {"rank": rank, "member": member, "environ": dict(environ), **facts(), "meeting": meeting}
+
+
+def may_sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | Sequence[str]) -> bool:
+    """Whether it is plain that this process is a worker rank which may share a host.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment.
+    options : mapping or sequence of str
+        What the user asked for: keywords, or a command line.
+    """
+    rank, size = environ.get("SLURM_PROCID", ""), environ.get("SLURM_NTASKS", "")
+    return (
+        "SLURM_STEP_ID" in environ
+        and not any(name in environ for name in _MPI)
+        and rank.isdigit()
+        and size.isdigit()
+        and 2 <= int(rank) < int(size)
+        and not any(_PREFIX + name.upper() in environ or _asked(options, name) for name in _DECISIVE)
+        and _taken is None
+    )
+
+
+def sit_quickly(environ: Mapping[str, str]) -> None:
+    """Take a seat at a host that is already there, and never return.
+
+    Returns where this process must look closer at who it is, or is the first one and has to start the host.
+    """
+    global _taken, _alone
+    rank = environ["SLURM_PROCID"]
+    name = socket_name("", "", environ)
+    deadline = time.monotonic() + 120 + PATIENCE
+    pair = meet(name, deadline) if name is not None else None
+    if pair is None:
+        return
+    connection, listener = pair
+    if listener is not None:
+        _taken = connection, listener
+        return
+    seat = Seat(None, lambda: hello(int(rank), rank, environ), None, deadline, 0.0)
+    # Until it has a seat, this rank can only end; rank 0 says why.
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
+    code = seat.sit(connection)
+    if code is not None:
+        sys.exit(code)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    _alone = seat.alone
+
+
+def _end(number: int, _frame: object) -> None:
+    os._exit(128 + number)
+
+
+def _asked(options: Mapping[str, object] | Sequence[str], name: str) -> bool:
+    if isinstance(options, (list, tuple)):
+        flag = "--" + name.replace("_", "-")
+        return any(word in ("-h", "--help", "--plan", flag) or word.startswith(flag + "=") for word in options)
+    return name in options
+
+
+def meet(name: bytes, deadline: float) -> tuple[socket.socket, socket.socket | None] | None:
+    """Connect to a node's socket.
+
+    Returns
+    -------
+    connection, listener : socket
+        The connection, and the socket itself for the rank that has bound it; `None` instead of both if it belongs to
+        somebody else, or nobody listens there until the deadline.
+    """
+    while True:
+        listener: socket.socket | None = socket.socket(socket.AF_UNIX)
+        assert listener is not None
+        try:
+            listener.bind(name)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            listener = None
+            if error.errno != errno.EADDRINUSE:
+                return None
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(name)
+        except ConnectionRefusedError:
+            # Between another rank's bind and its listen, or after the end of a host.
+            connection.close()
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_PAUSE)
+            continue
+        if peer_is_ours(connection):
+            return connection, listener
+        connection.close()
+        return None
+
+
+class Seat:
+    """A rank's place at the host of its node.
+
+    Parameters
+    ----------
+    name : bytes, optional
+        The host's socket; `None` for a host of this rank's own.
+    hello : callable
+        Gives what this rank says of itself, as soon as it can.
+    start : callable, optional
+        Starts a host, from the number of a file descriptor and whether that is listened on.
+    deadline : float
+        Until when the host must have answered, in seconds of `time.monotonic`.
+    stop_timeout : float
+        Seconds that the host has to end, once it has said that the run is over.
+    park : bool
+        Whether this process may become a shell while it waits; not so if it is more than a rank with workers.
+
+    Attributes
+    ----------
+    alone : bool
+        Whether the host has refused this rank, which needs one of its own.
+    """
+
+    def __init__(
+        self,
+        name: bytes | None,
+        hello: Callable[[], Mapping[str, Any]],
+        start: Callable[[int, bool], subprocess.Popen[bytes]] | None,
+        deadline: float,
+        stop_timeout: float,
+        *,
+        park: bool = True,
+    ) -> None:
+        self.alone = _alone
+        self._name = name
+        self._hello = hello
+        self._start = start
+        self._deadline = deadline
+        self._stop_timeout = stop_timeout
+        self._park = park
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unsent: list[int] = []
+
+    def hold(self) -> int:
+        """Find the host, start it if there is none, and keep the seat until the run is over.
+
+        Returns
+        -------
+        int
+            The exit code for this rank.
+
+        Raises
+        ------
+        StartTimeoutError
+            If the host does not answer by the deadline.
+        ClusterLostError
+            If the host ends before it has answered.
+        """
+        for _ in range(_TRIES):
+            code = self.sit(self._find())
+            if code is None and self.alone:
+                code = self.sit(self._find())
+            if code is not None:
+                return code
+        from .errors import ClusterLostError
+
+        raise ClusterLostError("The host of this node's workers ended while it started; its output says why.")
+
+    def sit(self, connection: socket.socket) -> int | None:
+        """Keep the seat; `None` if there is no host, or it wants no guests (`alone`)."""
+        self._socket = connection
+        try:
+            message = self._converse()
+        finally:
+            self._let_go()
+        if message is not None and message["op"] == "own":
+            self.alone = True
+            return None
+        return None if message is None else int(message.get("code", 0))
+
+    def signalled(self, number: int) -> None:
+        """Tell of a signal that this rank got and that is meant for the client."""
+        try:
+            assert self._socket is not None
+            self._send({"op": "signalled", "number": number})
+        except (AssertionError, OSError):
+            self._unsent.append(number)
+
+    def _find(self) -> socket.socket:
+        """Connect to the host, and start it if there is none."""
+        global _taken
+        assert self._start is not None
+        pair = None
+        if self._name is not None and not self.alone:
+            pair, _taken = _taken or meet(self._name, self._deadline), None
+        connection, theirs = pair or socket.socketpair()
+        if theirs is not None:
+            with theirs:
+                self._process = self._start(theirs.fileno(), pair is not None)
+        return connection
+
+    def _converse(self) -> Mapping[str, Any] | None:
+        """Talk with the host until it has a last word; `None` if it ends before it has answered at all."""
+        assert self._socket is not None
+        try:
+            self._send({"op": "hello", **self._hello()})
+            for number in self._unsent:
+                self._send({"op": "signalled", "number": number})
+        except OSError:
+            return None
+        answered, rest = False, b""
+        while True:
+            try:
+                self._socket.settimeout(None if answered else max(_PAUSE, self._deadline - time.monotonic()))
+                message, rest = _receive(self._socket, rest)
+            except TimeoutError:
+                from .errors import StartTimeoutError
+
+                raise StartTimeoutError(
+                    "The host of this node's workers said nothing in time (start_timeout)."
+                ) from None
+            if message is None:
+                # The host died after all had begun: rank 0 says so, and whether the run goes on.
+                return {"op": "end", "code": 0} if answered else None
+            if message["op"] != "seated":
+                return message
+            answered = True
+            if self._park and not rest:
+                self._become_shell()
+
+    def _become_shell(self) -> None:
+        """Wait for the rest as a shell; returns if that is not possible."""
+        mpi = sys.modules.get("mpi4py.MPI")
+        script = os.path.join(os.path.dirname(__file__), "parked.sh")  # noqa: PTH118, PTH120
+        if (mpi is not None and mpi.Is_initialized()) or not os.path.exists(script):  # noqa: PTH110
+            return
+        assert self._socket is not None
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        self._socket.settimeout(None)
+        os.dup2(self._socket.fileno(), 3)
+        os.set_inheritable(3, True)  # it may have been number 3 before
+        try:
+            os.execv("/bin/sh", ["sh", script])  # noqa: S606
+        except OSError:
+            return
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._socket is not None
+        self._socket.settimeout(None)
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _let_go(self) -> None:
+        """Give the seat up, and see the host end if this rank has started it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            import subprocess
+
+            try:
+                self._process.wait(self._stop_timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+def _receive(connection: socket.socket, rest: bytes) -> tuple[Mapping[str, Any] | None, bytes]:
+    """Read a message, `None` when the connection has ended, and what came after it."""
+    while b"\n" not in rest:
+        try:
+            part = connection.recv(65536)
+        except ConnectionError:
+            return None, b""
+        if not part:
+            return None, b""
+        rest += part
+    line, _, rest = rest.partition(b"\n")
+    return json.loads(line), rest
