@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 # A machine that is busy is slow to answer; most attacks end at once, since the other side hangs up.
-PATIENCE = 2.0
+PATIENCE = 1.5
 # Who has begun to answer goes on at once.
 MORE = 0.5
 MOST = 1 << 16

@@ -20,7 +20,7 @@ from stand import HELD, PREFIX, Held, as_nobody, files_with, here, secrets_in
 
 RECORDS = ".batchlet"
 # Ends that wait most of the time, and a machine with few cores.
-SIDE_BY_SIDE = 3
+SIDE_BY_SIDE = 4
 
 
 def go_on(run: Held) -> None:
