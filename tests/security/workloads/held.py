@@ -13,14 +13,19 @@ import sys
 import time
 from pathlib import Path
 
-from dask.distributed import Client
-
 from batchlet import BatchletRunner
 
 if "USE_MPI" in os.environ:
     from mpi4py import MPI  # noqa: F401 - to have it started by the script
 
 place = Path(sys.argv[1])
+
+
+def client_of(runner):
+    # Not at the top, so that the other ranks need not import it: many runs are started on a small machine.
+    from dask.distributed import Client
+
+    return Client(runner)
 
 
 def tell(runner, client):
@@ -52,7 +57,7 @@ while os.environ.get("SLURM_PROCID") == os.environ.get("LATE_RANK", "none") and 
     time.sleep(0.05)
 # Not all options can be said in the environment.
 options = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-with BatchletRunner(**options) as runner, Client(runner) as client:
+with BatchletRunner(**options) as runner, client_of(runner) as client:
     assert client.submit(sum, [1, 2, 3]).result() == 6
     tell(runner, client)
     while not (place / "go-on").exists():
