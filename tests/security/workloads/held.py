@@ -4,6 +4,7 @@ Arguments: a directory. It writes the run's secrets into a file there, for the t
 """
 
 import base64
+import gc
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from batchlet import BatchletRunner
+from batchlet.rendezvous import Meeting
 
 if "USE_MPI" in os.environ:
     from mpi4py import MPI  # noqa: F401 - to have it started by the script
@@ -30,12 +32,14 @@ def client_of(runner):
 
 def tell(runner, client):
     credentials = getattr(runner.security, "credentials", None)
-    meeting = runner._rank.meeting
+    # Wherever the runner keeps its record.
+    meeting = next((each for each in gc.get_objects() if isinstance(each, Meeting)), None)
+    link = runner.dashboard_link.split("/")
     told = {
         "dashboard": runner.dashboard_link,
         "scheduler": runner.scheduler_address,
         "workers": list(client.scheduler_info(n_workers=-1)["workers"]),
-        "token": runner._token,
+        "token": link[3] if len(link) == 5 else None,
         "secret": meeting.secret if meeting else None,
         "hub": [meeting.host, meeting.port] if meeting else None,
         "run_id": runner.run_id,
