@@ -359,8 +359,9 @@ class _Host:
         if problem is not None and link is not None and link.end is None:
             link.send("failed", kind=type(problem).__name__, message=str(problem))
             link.wait_end(_PATIENCE)
-        if problem is not None and link is None:
-            # Nobody else on this node knows.
+        info = self._orders.info
+        if problem is not None and link is None and info.client_rank not in info.local_ranks:
+            # Nobody else on this node says so.
             report.failure(problem, time.monotonic() - self._deadline + self._settings.start_timeout)
         code = link.exit_code if link is not None else problem.exit_code if problem is not None else 0
         for guest in self._guests.values():

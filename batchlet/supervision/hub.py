@@ -524,7 +524,7 @@ def _by_rank(name: str) -> int:
 
 def _called(name: str) -> str:
     if name.startswith("host-"):
-        return f"the worker host that rank {name[5:]} has started"
+        name = name[5:]
     if name.endswith("w"):
         return f"the worker host of rank {name[:-1]}"
     return f"rank {name}" if name.isdigit() else f"the {name}"

@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from cluster_slurm import ClusterError
 from run_helpers import MARK, WORKLOADS, Place, Result
 
+import batchlet
+
 FAULTS = WORKLOADS / "faults.py"
+PARKED = str(Path(batchlet.__file__).with_name("parked.sh"))
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 # More than this no failure needs to say.
 MOST_LINES = 15
@@ -78,16 +82,31 @@ class Running:
         mine = {}
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("SLURM_PROCID") == str(number) and process.name().startswith("python"):
+                line = process.cmdline()
+                # A rank that waits is a shell.
+                of_python = process.name().startswith("python") and (str(FAULTS) in line or "batchlet.member" in line)
+                if process.environ().get("SLURM_PROCID") == str(number) and (of_python or line[-1:] == [PARKED]):
                     mine[process.pid] = process
         tops = []
         for process in mine.values():
             with contextlib.suppress(psutil.Error):
-                line = process.cmdline()
-                # A process that leaves its parent behind, like the fork server of multiprocessing, says what it is.
-                if process.ppid() not in mine and (str(FAULTS) in line or "batchlet.member" in line):
+                # The host of a node's workers has its own rank's variables, and may outlive it.
+                if process.ppid() not in mine and process.ppid() != 1:
                     tops.append(process)
         assert len(tops) == 1, f"rank {number}: {tops}"
+        return tops[0]
+
+    def host(self, rank: int) -> psutil.Process:
+        """The host of the workers of a rank's node."""
+        node, hosts = self.node(rank), []
+        for process in self.place.processes():
+            with contextlib.suppress(psutil.Error):
+                if "batchlet.member" in process.cmdline() and process.environ().get("SLURMD_NODENAME") == node:
+                    hosts.append(process)
+        pids = {process.pid for process in hosts}
+        # Its fork server and the workers have the same command line.
+        tops = [process for process in hosts if process.ppid() not in pids]
+        assert len(tops) == 1, f"host of rank {rank}: {tops}"
         return tops[0]
 
     def script(self) -> psutil.Process:

@@ -32,6 +32,7 @@ HEAVY = {
 # The way of the data: a module imports only from lines above its own.
 ORDER = (
     ("errors", "versions"),
+    ("seat",),
     ("settings", "program"),
     ("environments.base",),
     ("environments.slurm",),
@@ -46,7 +47,6 @@ ORDER = (
     ("rendezvous",),
     ("report",),
     ("orders",),
-    ("node",),
     ("supervision",),
     ("supervision.protocol", "supervision.signals"),
     ("supervision.hub", "supervision.link"),
@@ -61,6 +61,7 @@ ORDER = (
     ("host",),
     ("member",),
     ("step",),
+    ("run",),
     ("runner",),
     ("",),
     ("cli",),

@@ -13,7 +13,7 @@ import pytest
 
 from batchlet.environments import ProcessInfo
 from batchlet.environments.slurm import SlurmStep
-from batchlet.orders import HostOrders, StepOrders, command, send, start
+from batchlet.orders import HostOrders, StepOrders, command, send, start_host
 from batchlet.rendezvous.base import Meeting
 from batchlet.settings import Settings
 
@@ -114,7 +114,7 @@ def test_a_host_ends_with_its_starter():
         by_file=False,
         dask_config=None,
     )
-    process = start(order, theirs.fileno())
+    process = start_host(order)
     theirs.close()
     ours.close()
     try:
