@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import report, seat
+from . import report, seat, timeline
 from .environments.base import Figure
 from .errors import BatchletError
 from .network import reachable_host
@@ -90,6 +90,7 @@ def host(orders: HostOrders, began: float) -> int:
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(dask_process.hidden_main())
             stack.enter_context(worker.configured())
+            timeline.mark("Dask imported")
             fork_server.start()
         except BatchletError as error:
             problem = error
@@ -177,6 +178,7 @@ class _Host:
             guest = _Guest(int(hello["rank"]), str(hello["member"]), hello["environ"], tuple(hello["cpus"]), writer)
             self._guests[guest.member] = guest
             self._everyone.append(guest)
+            timeline.mark("last rank came")
             self._widen(guest.cpus)
             if hello.get("meeting"):
                 self._meeting = self._meeting or Meeting(**hello["meeting"])
@@ -254,6 +256,7 @@ class _Host:
                 raise self._problem
             for number in self._signals:
                 link.send("signalled", number=number)
+            timeline.mark("rank 0 found")
             self._told = link.wait("welcome", self._deadline + _PATIENCE)["facts"]
             self._address = reachable_host(info.node, info.nodes, settings.interface)
         except BatchletError as error:
@@ -268,6 +271,7 @@ class _Host:
             self._loop.call_soon_threadsafe(self._over.set)
 
     def _learn(self, address: str) -> None:
+        timeline.mark("scheduler known")
         if not self._started.done():
             self._started.set_result(address)
 
@@ -316,6 +320,8 @@ class _Host:
                 )
             )
             worker.keep_ports(guest.nannies)
+            timeline.mark("last worker started")
+            link.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
             dask_process.report_deaths()
         except asyncio.CancelledError:
             pass

@@ -24,6 +24,7 @@ from .resources import node_resources, read_host
 from .seat import Seat
 from .security import Credentials, dashboard_token
 from .settings import Settings
+from .timeline import mark
 from .versions import versions
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Rank:
             latest,
         )
         self.meeting = self.link.meeting
+        mark("rank 0 found")
         facts = self.link.wait("welcome", self.deadline + _PATIENCE)["facts"]
         told = facts.get(info.node)
         self.make_plan(Figure(int(told[0]), str(told[1])) if told else None)
@@ -343,6 +345,7 @@ class _SchedulerRank:
     def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
         info = self._rank.info
         self._rendezvous.publish(meeting)
+        mark("record published")
         facts = self._rank.facts()
         told = facts.get(info.node)
         self._rank.make_plan(Figure(*told) if told else None)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import report
+from . import report, timeline
 from .environments import is_first, select
 from .errors import BatchletError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
@@ -63,6 +63,7 @@ class Run:
         self._callbacks: list[Callable[[int], object]] = []
         self._security: Any = None
         self._token: str | None = None
+        self._marks: timeline.Marks = ()
         try:
             self._settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
@@ -302,6 +303,8 @@ class Run:
     def _running(self, start: Mapping[str, Any]) -> None:
         self._start = start
         self._entered = True
+        timeline.mark("ready")
+        self._marks = timeline.marks()
         if self._outer is not None:
             self._security, self._token = self._outer._security, self._outer._token
             return
@@ -435,7 +438,10 @@ class Run:
             return
         link.send("done")
         with contextlib.suppress(BatchletError):
-            link.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
+            bye = link.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
+            if self._settings.timeline:
+                for line in timeline.lines({"the client": self._marks, **bye["timeline"]}):
+                    report.note(line)
 
     def _finish(self, error: BaseException | None) -> None:
         self._closed = True

@@ -254,6 +254,7 @@ class Settings:
         True,
         "TLS between all processes and a secret dashboard address: true, false, or a distributed.Security",
     )
+    timeline: bool = _option(_flag, False, "whether to print at the end what took how long at the start")
     interface: str | None = _option(_text, None, "network interface to use, such as ib0 (default: the node's own name)")
     protocol: str | None = _option(_text, None, "Dask's protocol, such as tcp")
     local_directory: str | None = _option(

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import dask.config
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import BatchletError, InputError
 from ..settings import Settings
 from ..supervision.hub import Hub
+from ..timeline import mark
 from . import dashboard
 from .dask_process import configure_logging, hush
+from .tuning import intervals
 
 __all__ = ["dashboard_place", "options", "serve", "start_failure"]
 
@@ -81,11 +84,13 @@ async def serve(
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
+    mark("Dask imported")
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     on_stop(lambda: loop.call_soon_threadsafe(over.set))
     try:
-        scheduler = Scheduler(**keywords)
+        with dask.config.set(intervals()):
+            scheduler = Scheduler(**keywords)
         if token is not None:
             dashboard.guard(scheduler, token)
         scheduler.add_plugin(_Join(hub))
@@ -94,6 +99,7 @@ async def serve(
         hub.fail(start_failure("scheduler", error))
         await over.wait()
         return
+    mark("scheduler listens")
     hub.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     hub.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
     beat = asyncio.create_task(_beat(hub))

@@ -28,6 +28,7 @@ from ..settings import Settings
 from . import rank_place
 from .dask_process import DASK_LOG_LEVEL, expect_death
 from .scheduler import start_failure
+from .tuning import intervals
 
 __all__ = [
     "Place",
@@ -150,7 +151,7 @@ def configured() -> Iterator[None]:
     Workers may start processes themselves (``daemon``), and are forked from one process that has imported Dask, unless the
     user has chosen another way.
     """
-    config: dict[str, Any] = {"distributed.worker.daemon": False}
+    config: dict[str, Any] = {"distributed.worker.daemon": False, **intervals()}
     if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
         config["distributed.worker.multiprocessing-method"] = "forkserver"
         multiprocessing.set_forkserver_preload(["batchlet.roles.worker_process"])

@@ -25,6 +25,7 @@ from ..errors import (
     terminated,
 )
 from ..security import Credentials
+from ..timeline import Marks, mark, marks
 from .protocol import LIMIT, Message, ProtocolError, accept, encode, receive, run_loop
 
 __all__ = ["Hub"]
@@ -131,6 +132,7 @@ class Hub:
         self._nodes: dict[int, str] = {0: node}
         self._absent: set[str] = set()
         self._joined: set[str] = set()
+        self._timeline: dict[str, Marks] = {}
         self._facts: Mapping[str, Any] | None = None
         self._start: Message | None = None
         self._failure: BatchletError | None = None
@@ -273,6 +275,8 @@ class Hub:
             self._stop()
         elif op == "bye":
             peer.left = True
+        elif op == "timeline":
+            self._timeline[str(message["who"])] = message["marks"]
         elif op == "ping":
             peer.send({"op": "pong"})
 
@@ -395,6 +399,7 @@ class Hub:
             self._fail(StartTimeoutError("No rank is left that hosts workers."))
             return
         self._phase = "running"
+        mark("all workers joined")
         self._check_met()
         self._broadcast(
             {
@@ -486,7 +491,7 @@ class Hub:
         """The client leaves last: it waits for the hub's bye."""
         if any(not peer.left for peer in self._peers.values() if peer.role != "client"):
             return
-        self._broadcast({"op": "bye"})
+        self._broadcast({"op": "bye", "timeline": {"rank 0, the scheduler": marks(), **self._timeline}})
         self._end()
 
     def _end(self) -> None:

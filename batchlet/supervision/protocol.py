@@ -18,6 +18,7 @@ terminate   hub         to the client: another rank was sent a signal
 done        client      the user's code has left the ``with`` block
 stop        hub         the run is over, end in good order
 end         hub         the run has failed, end at once; the root cause
+timeline    rank        when what happened while I started
 bye         both        I am leaving, and that is as it should be
 ping, pong  rank, hub   is rank 0 still alive
 =========== =========== ==========================================================================

@@ -32,7 +32,7 @@ HEAVY = {
 # The way of the data: a module imports only from lines above its own.
 ORDER = (
     ("errors", "versions"),
-    ("seat",),
+    ("seat", "timeline"),
     ("settings", "program"),
     ("environments.base",),
     ("environments.slurm",),
@@ -53,7 +53,7 @@ ORDER = (
     ("roles",),
     ("roles.dask_process", "roles.dask_security", "roles.dashboard", "roles.rank_place"),
     ("roles.worker_process",),
-    ("roles.fork_server",),
+    ("roles.fork_server", "roles.tuning"),
     ("roles.scheduler",),
     ("roles.worker",),
     ("roles.local", "roles.client"),
