@@ -24,6 +24,7 @@ from ..errors import SettingsError
 from ..network import LOOPBACK
 from ..orders import HOST_ENVIRONMENT
 from ..plan import WorkerPlan
+from ..security import unsafe
 from ..settings import Settings
 from . import rank_place
 from .dask_process import DASK_LOG_LEVEL, expect_death
@@ -202,6 +203,11 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
     try:
         if settings.local_directory:
             Path(base).mkdir(parents=True, exist_ok=True)
+        if problem := unsafe(base):
+            raise SettingsError(
+                f"The scratch directory {base} cannot be trusted: {problem}, so that others could put their own files in the "
+                "place of the run's. Set local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) to a directory of your own."
+            )
         directory = tempfile.mkdtemp(prefix=f"batchlet-{run_id}-", dir=base)
         short = len(directory) <= _LONGEST_SOCKET_DIRECTORY
         sockets = directory if short else tempfile.mkdtemp(prefix="batchlet-", dir="/tmp")

@@ -190,7 +190,6 @@ SCRATCH: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="scratch() in roles/worker.py does not ask security.unsafe() yet")
 @pytest.mark.parametrize(
     ("plant", "how"), [*((plant, "TMPDIR") for plant in SCRATCH), ("directory of another user", "local_directory")]
 )
@@ -212,7 +211,6 @@ def test_planted_scratch(place: Place, plant: str, how: str) -> None:
     assert str(path) in said[0]
 
 
-@pytest.mark.xfail(strict=True, reason="scratch() in roles/worker.py does not ask security.unsafe() yet")
 def test_scratch_that_is_taken_away(place: Place) -> None:
     """The attack itself: who owns the directory above puts a directory of their own in the place of the run's scratch."""
     base = place.base / "scratch"
