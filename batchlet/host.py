@@ -294,7 +294,7 @@ class _Host:
         from .roles.dask_security import security_for
 
         assert self._link is not None
-        return security_for(self._settings.security, self._link.meeting.credentials)
+        return security_for(self._settings.security, self._link.credentials)
 
     async def _host_workers(self, guest: _Guest) -> None:
         """Start the workers of a rank."""

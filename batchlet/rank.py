@@ -62,6 +62,8 @@ class Rank:
         The connection to rank 0's hub.
     meeting : Meeting or None
         The record by which the ranks have found each other.
+    credentials : Credentials or None
+        The run's TLS credentials, once this rank has them.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class Rank:
         self.plan_error: PlanError | None = None
         self.link: Any = None
         self.meeting: Meeting | None = None
+        self.credentials: Credentials | None = None
         self.make_plan(None)
 
     @property
@@ -156,7 +159,7 @@ class Rank:
             self.settings.scheduler_timeout,
             latest,
         )
-        self.meeting = self.link.meeting
+        self.meeting, self.credentials = self.link.meeting, self.link.credentials
         mark("rank 0 found")
         facts = self.link.wait("welcome", self.deadline + _PATIENCE)["facts"]
         told = facts.get(info.node)
@@ -168,7 +171,7 @@ class Rank:
         """Dask's security for this process."""
         from .roles.dask_security import security_for
 
-        return security_for(self.settings.security, self.meeting.credentials if self.meeting is not None else None)
+        return security_for(self.settings.security, self.credentials)
 
     @property
     def brings_host(self) -> bool:
@@ -325,9 +328,9 @@ class _SchedulerRank:
             on_stuck=self._end_hard,
             places=lambda: self._rank.environment.places(self._rank.environ),
         )
-        pair = (credentials.certificate, credentials.key) if credentials is not None else ("", "")
-        meeting = Meeting(info.run_id, secrets.token_hex(8), info.node, host, hub.listen(), secret, *pair)
-        self._rank.meeting = meeting
+        certificate = credentials.certificate if credentials is not None else ""
+        meeting = Meeting(info.run_id, secrets.token_hex(8), info.node, host, hub.listen(), secret, certificate)
+        self._rank.meeting, self._rank.credentials = meeting, credentials
         where = f"rank {info.rank} on node {info.node}"
         try:
             with handled(lambda number, _: hub.signalled(number, where)):
@@ -371,7 +374,7 @@ class _SchedulerRank:
         from .roles.worker import scratch
 
         with self._rank.host_beside(meeting), scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
-            token = dashboard_token(meeting.secret) if meeting.key else None
+            token = dashboard_token(meeting.secret) if meeting.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
             asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._set_stop))
 

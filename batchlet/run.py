@@ -311,7 +311,7 @@ class Run:
         Run.active = self
         if self._rank.meeting is not None:
             self._security = self._rank.security()
-            self._token = dashboard_token(self._rank.meeting.secret) if self._rank.meeting.key else None
+            self._token = dashboard_token(self._rank.meeting.secret) if self._rank.meeting.certificate else None
         if self._rank.link is not None:
             self._rank.link.listen(self._hear)
         report.started(

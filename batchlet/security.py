@@ -1,7 +1,8 @@
 """TLS credentials and the dashboard's secret, made once per run on rank 0 and kept in memory; and which places to trust.
 
-The credentials reach the other processes only in the meeting record and through pipes. Even OpenSSL, which reads keys from
-files alone, gets them from memory where the system allows that (Linux: ``memfd_create``).
+The key reaches the other processes only through their connection to rank 0, and through pipes; the meeting record, which a
+killed run may leave behind as a file, has the certificate alone. Even OpenSSL, which reads keys from files alone, gets them
+from memory where the system allows that (Linux: ``memfd_create``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Credentials", "dashboard_token", "unsafe"]
+__all__ = ["Credentials", "dashboard_token", "pinned", "unsafe"]
 
 # The name that Dask's own temporary certificates carry; nobody checks it.
 _NAME = "dask-internal"
@@ -77,21 +78,45 @@ class Credentials:
 
     def context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         """Make the context of one side of a connection; both sides must have these very credentials."""
-        # Not at the top: it takes 10 ms, also of ranks that never need it.
+        context = _context(purpose, self.certificate)
+        self._show(context)
+        return context
+
+    def hub_context(self) -> ssl.SSLContext:
+        """Make the context of rank 0's hub: it proves who it is to ranks that do not have the key yet."""
         import ssl
 
-        context = ssl.create_default_context(purpose, cadata=self.certificate)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = _context(ssl.Purpose.CLIENT_AUTH, self.certificate)
+        self._show(context)
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _show(self, context: ssl.SSLContext) -> None:
         with _files(self.certificate, self.key) as (certificate, key):
             context.load_cert_chain(certificate, key)
-        context.verify_mode = ssl.CERT_REQUIRED
-        # The certificate is the run's own and names no host; `VERIFY_X509_STRICT` wants a real authority's.
-        context.check_hostname = False
-        context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
-        return context
 
     def __repr__(self) -> str:
         return "Credentials(in memory)"
+
+
+def pinned(certificate: str) -> ssl.SSLContext:
+    """Make the context of a connection to whoever has the key of this certificate, and to nobody else."""
+    import ssl
+
+    return _context(ssl.Purpose.SERVER_AUTH, certificate)
+
+
+def _context(purpose: ssl.Purpose, certificate: str) -> ssl.SSLContext:
+    # Not at the top: it takes 10 ms, also of ranks that never need it.
+    import ssl
+
+    context = ssl.create_default_context(purpose, cadata=certificate)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # The certificate is the run's own and names no host; `VERIFY_X509_STRICT` wants a real authority's.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
+    return context
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ class _Output:
 
     def _read(self, pipe: IO[bytes]) -> None:
         for line in pipe:
-            # Wherever it stands in its line, it holds the run's key, which is never to be printed.
+            # Wherever it stands in its line, it holds the run's secret, which is never to be printed.
             _, mark, record = line.partition(MARK.encode())
             if mark:
                 self.meeting = self.meeting or Meeting.from_json(record.decode())

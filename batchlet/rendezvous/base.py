@@ -6,14 +6,15 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 
-from ..security import Credentials
-
 __all__ = ["Meeting", "Rendezvous"]
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """What a rank needs to find rank 0 and to prove that it belongs to the run.
+    """What a rank needs to find rank 0, to know it, and to prove that it belongs to the run itself.
+
+    The run's private key is not in there: a file with the record may outlive a run that was killed. Rank 0 tells the key
+    those who have proved that they belong to the run; once that is over, the secret is worth nothing.
 
     Parameters
     ----------
@@ -27,8 +28,8 @@ class Meeting:
         Where rank 0's hub listens.
     secret : str
         Shared by the ranks of this run and nobody else; hexadecimal.
-    certificate, key : str
-        TLS credentials in PEM; empty where the user has turned security off.
+    certificate : str
+        By which rank 0 is known, in PEM; empty where the user has turned security off.
     """
 
     run_id: str
@@ -38,12 +39,6 @@ class Meeting:
     port: int
     secret: str = field(repr=False)
     certificate: str = field(default="", repr=False)
-    key: str = field(default="", repr=False)
-
-    @property
-    def credentials(self) -> Credentials | None:
-        """The run's TLS credentials."""
-        return Credentials(self.certificate, self.key) if self.key else None
 
     def to_json(self) -> str:
         """Write the record as one JSON object."""

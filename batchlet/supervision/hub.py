@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 import sys
 import threading
 import time
@@ -200,7 +199,7 @@ class Hub:
     # In the hub's thread
 
     async def _listen(self) -> int:
-        context = self._credentials.context(ssl.Purpose.CLIENT_AUTH) if self._credentials else None
+        context = self._credentials.hub_context() if self._credentials else None
         self._server = await asyncio.start_server(
             self._serve, self._host, 0, limit=LIMIT, backlog=_BACKLOG, ssl=context
         )
@@ -212,7 +211,7 @@ class Hub:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer: _Peer | None = None
         try:
-            hello = await accept(reader, writer, self._secret)
+            hello = await accept(reader, writer, self._secret, self._credentials.key if self._credentials else "")
             peer = self._enter(hello, writer)
             while (message := await receive(reader)) is not None:
                 self._handle(peer, message)

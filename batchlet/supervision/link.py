@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..errors import BatchletError, ClusterLostError, StartTimeoutError, error_named
 from ..rendezvous.base import Meeting
+from ..security import Credentials, pinned
 from .protocol import Message, ProtocolError, connect, encode, receive, run_loop
 
 __all__ = ["Link"]
@@ -37,6 +37,11 @@ class Link:
     patience : float
         Seconds without a word from rank 0 after which it counts as lost.
 
+    Attributes
+    ----------
+    credentials : Credentials or None
+        The run's, as rank 0 has told; `None` where the user has turned security off.
+
     Raises
     ------
     StartTimeoutError
@@ -51,6 +56,7 @@ class Link:
         patience: float,
         latest: Callable[[], Meeting | None] | None = None,
     ) -> None:
+        self.credentials: Credentials | None = None
         self._meeting = meeting
         self._latest = latest
         self._hello = hello
@@ -161,11 +167,12 @@ class Link:
         """Connect, or give the reason why not: a `SystemExit`, which our errors are, must not be raised in a task."""
         while True:
             try:
-                credentials = self._meeting.credentials
-                context = credentials.context(ssl.Purpose.SERVER_AUTH) if credentials else None
+                certificate = self._meeting.certificate
+                context = pinned(certificate) if certificate else None
                 attempt = connect(self._meeting.host, self._meeting.port, self._meeting.secret, self._hello, context)
                 left = max(_RETRY, deadline - time.monotonic())
-                reader, self._writer = await asyncio.wait_for(attempt, left)
+                reader, self._writer, key = await asyncio.wait_for(attempt, left)
+                self.credentials = Credentials(certificate, key) if certificate else None
                 break
             except (OSError, ProtocolError, asyncio.TimeoutError) as error:
                 if time.monotonic() > deadline:

@@ -1,7 +1,8 @@
 """The words that the ranks of a run exchange with rank 0, one JSON object a line over TLS.
 
-A connection begins with both sides proving, by HMAC over the other's random challenge, that they know the run's secret; it
-never crosses the network. Afterwards:
+By TLS a rank knows the hub; the hub knows a rank by its words alone, since a rank does not have the run's private key before
+the hub tells it. A connection begins with both sides proving, by HMAC over the other's random challenge, that they know the
+run's secret, which never crosses the network; a rank that has proved it is told the key. Afterwards:
 
 =========== =========== ==========================================================================
 message     from        meaning
@@ -45,6 +46,8 @@ Message = dict[str, Any]
 
 # Bytes of one message; the largest is a plan of some thousand workers.
 LIMIT = 1 << 22
+# Bytes of the first one, a hello, for which anybody who connects can have the hub wait.
+_FIRST_LIMIT = 1 << 16
 # Seconds after which a peer that the network no longer reaches counts as lost.
 PEER_TIMEOUT = 15.0
 _HANDSHAKE_TIMEOUT = 10.0
@@ -75,11 +78,28 @@ def encode(message: Message) -> bytes:
 async def receive(reader: asyncio.StreamReader) -> Message | None:
     """Read a message; `None` when the connection has ended, in whatever way."""
     try:
-        line = await reader.readline()
+        return _decode(await reader.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def _decode(line: bytes) -> Message | None:
+    try:
         message = json.loads(line) if line.endswith(b"\n") else None
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) and isinstance(message.get("op"), str) else None
+
+
+async def _receive_first(reader: asyncio.StreamReader) -> Message | None:
+    """Read the first message of somebody who may be a stranger, and keep no more of it in memory than a hello needs."""
+    line = b""
+    try:
+        while not line.endswith(b"\n") and (part := await reader.read(_FIRST_LIMIT - len(line))):
+            line += part
+    except OSError:
+        return None
+    return _decode(line)
 
 
 def _proof(secret: str, side: str, challenge: str) -> str:
@@ -90,8 +110,8 @@ def _same(given: object, needed: str) -> bool:
     return hmac.compare_digest(str(given).encode(errors="replace"), needed.encode())
 
 
-async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> Message:
-    """Let a rank in that knows the secret.
+async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, key: str) -> Message:
+    """Let a rank in that knows the secret, and tell it the run's private key.
 
     Returns
     -------
@@ -106,10 +126,11 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
     challenge = secrets.token_hex(16)
     async with _handshake():
         writer.write(encode({"op": "challenge", "challenge": challenge}))
-        hello = await receive(reader)
+        hello = await _receive_first(reader)
         if hello is None or not _same(hello.pop("proof", ""), _proof(secret, "rank", challenge)):
             raise ProtocolError
-        writer.write(encode({"op": "accepted", "proof": _proof(secret, "hub", str(hello.pop("challenge", "")))}))
+        proof = _proof(secret, "hub", str(hello.pop("challenge", "")))
+        writer.write(encode({"op": "accepted", "proof": proof, "key": key}))
         await writer.drain()
     _keep_alive(writer)
     return hello
@@ -117,8 +138,13 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
 
 async def connect(
     host: str, port: int, secret: str, hello: Message, context: ssl.SSLContext | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
     """Connect to the hub of the run.
+
+    Returns
+    -------
+    reader, writer, key : StreamReader, StreamWriter, str
+        The connection, and the run's private key; empty where there is no TLS.
 
     Raises
     ------
@@ -143,7 +169,7 @@ async def connect(
             writer.close()
             raise
     _keep_alive(writer)
-    return reader, writer
+    return reader, writer, str(answer.get("key") or "")
 
 
 @contextlib.asynccontextmanager

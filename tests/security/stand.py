@@ -551,14 +551,18 @@ def http_paths() -> tuple[str, ...]:
 
 
 def intrusions(attacks: Sequence[Attack]) -> list[str]:
-    """Those that got anything but a refusal: the end of the connection, a TLS alert, or the error of an HTTP server."""
+    """Those that got anything but a refusal: the end of the connection, a TLS alert, or the error of an HTTP server.
+
+    Rank 0's hub has nothing but a challenge for those who have not proved that they know the secret.
+    """
     got = []
     for attack in attacks:
         if attack.size == 0:
             continue
         alert = re.match(r"\x15\x03[\x00-\x04]", attack.answer) is not None and attack.size < 64
         refused = attack.status in (400, 403, 404, 405, 501)
-        if not alert and not refused:
+        challenged = re.fullmatch(r'\{"op":"challenge","challenge":"[0-9a-f]{32}"\}\n', attack.answer) is not None
+        if not (alert or refused or challenged):
             got.append(str(attack))
     return got
 

@@ -365,8 +365,8 @@ def test_hub_without_the_secret(pair: Pair, which: str) -> None:
     """Batchlet's own port lets nobody in that does not know the secret, not even with all security off."""
     one = getattr(pair, which)
     host, port = one.told["hub"]
-    # Without TLS the challenge, which says nothing, is all there is to see.
-    allowed = ("b'\\x15\\x03",) if which == "closed" else ("b'\\x15\\x03", 'b\'{"op":"challenge"')
+    # The challenge, which says nothing, is all there is to see.
+    allowed = ("b'\\x15\\x03", 'b\'{"op":"challenge"')
     for point in one.points[:2]:
         done = as_nobody(point, host, str(port), code=HUB)
         said = [line.split(" ", 1)[1] for line in done.stdout.splitlines()]

@@ -219,18 +219,7 @@ def assert_closed(paths: list[Path]) -> None:
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize(
-    "end",
-    [
-        scancel,
-        pytest.param(
-            kill_all,
-            marks=pytest.mark.xfail(
-                strict=True, reason="the record has the key; it should come from the hub, once a rank has proved itself"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("end", [scancel, kill_all])
 def test_no_file_has_the_key_after_a_start_that_was_killed(slurm_place: Place, end: Callable[[Held], None]) -> None:
     """Killed while the ranks still meet, all of them in one moment: the record, which nobody can remove, has no key in it."""
     run = Held(slurm_place, "srun", "-N2", "-n3", env={"LATE_RANK": "2"})

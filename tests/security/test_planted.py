@@ -23,6 +23,8 @@ import pytest
 from run_helpers import Place, Result
 from stand import AS_NOBODY, HELD, LOOPBACK, NOBODY, PREFIX, Held, as_nobody, foreign_python, here
 
+from batchlet.rendezvous import Meeting
+
 ERROR = "batchlet: error: "
 RECORDS = ".batchlet"
 
@@ -122,8 +124,7 @@ def test_control_the_trap_notes_who_comes() -> None:
 
 def put(path: Path, run_id: str, host: str, port: int) -> None:
     """Write a record that leads to the attacker."""
-    record = {"run_id": run_id, "nonce": "00", "node": "n", "host": host, "port": port}
-    path.write_text(json.dumps({**record, "secret": "00" * 32, "certificate": "", "key": ""}))
+    path.write_text(Meeting(run_id, "00", "n", host, port, "00" * 32).to_json())
 
 
 def link_of(record: Path, away: Path, owner: int) -> None:

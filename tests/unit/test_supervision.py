@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -125,7 +126,6 @@ class Run:
             "port": self.port,
             "secret": SECRET,
             "certificate": self.credentials.certificate if self.credentials else "",
-            "key": self.credentials.key if self.credentials else "",
         } | other
         return Meeting(**fields)  # type: ignore[arg-type]
 
@@ -655,12 +655,18 @@ def test_nothing_is_left_of_a_run_in_its_processes(new_run):
 
 
 def raw(run: Run, sent: bytes) -> bytes:
-    """All that the hub says to a stranger who says this."""
-    with socket.create_connection(("127.0.0.1", run.port), timeout=5) as connection:
+    """All that the hub says to a stranger who says this, by TLS if it wants that."""
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", run.port), timeout=5))
+        if run.credentials is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = stack.enter_context(context.wrap_socket(connection))
         answer = connection.recv(4096)
         with contextlib.suppress(OSError):
             connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
+            # TCP's end alone: an SSLSocket's own method would forget that it is one.
+            socket.socket.shutdown(connection, socket.SHUT_WR)
         with contextlib.suppress(ConnectionResetError):
             while more := connection.recv(4096):
                 answer += more
@@ -689,8 +695,10 @@ STRANGERS = {
 }
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("sent", STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_gets_a_challenge_and_nothing_else_and_disturbs_nobody(run, caplog, capfd, sent):
+def test_a_stranger_gets_a_challenge_and_nothing_else_and_disturbs_nobody(new_run, caplog, capfd, sent, tls):
+    run = new_run(credentials=Credentials.generate() if tls else None)
     caplog.set_level(logging.DEBUG, logger="asyncio")
     client = run.client()
     answer = raw(run, sent)
@@ -703,6 +711,15 @@ def test_a_stranger_gets_a_challenge_and_nothing_else_and_disturbs_nobody(run, c
     assert (run.failures, run.losses) == ([], [])
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_stranger_who_talks_without_end_is_cut_off(new_run, tls):
+    """Nobody need know the secret to say a lot: what the hub keeps of it is little."""
+    run = new_run(credentials=Credentials.generate() if tls else None)
+    began = time.monotonic()
+    assert set(json.loads(raw(run, b"x" * (1 << 17)))) == {"op", "challenge"}
+    assert time.monotonic() - began < 2, "the hub waited for more"
 
 
 def test_a_rank_with_a_wrong_secret_gets_nothing_and_gives_up_at_its_deadline(run):
@@ -810,6 +827,18 @@ def test_ranks_with_the_run_s_credentials_meet_over_tls(closed_run):
     assert client._writer.get_extra_info("ssl_object").version() in ("TLSv1.2", "TLSv1.3")
 
 
+def test_the_hub_tells_the_key_which_the_record_does_not_have(closed_run):
+    assert closed_run.client().credentials == closed_run.credentials
+    record = closed_run.meeting().to_json()
+    assert "BEGIN CERTIFICATE" in record
+    assert "PRIVATE" not in record
+    assert closed_run.credentials.key.splitlines()[1] not in record
+
+
+def test_without_tls_there_is_no_key(run):
+    assert run.client().credentials is None
+
+
 @pytest.mark.parametrize("sent", [STRANGERS["silence"], STRANGERS["a browser"], STRANGERS["a wrong proof"]])
 def test_a_stranger_without_tls_does_not_even_get_a_challenge(closed_run, caplog, capfd, sent):
     with socket.create_connection(("127.0.0.1", closed_run.port), timeout=5) as connection:
@@ -832,13 +861,13 @@ def instead(what: str) -> dict[str, str]:
     """What a rank that is not of this run has instead of the run's own."""
     other = Credentials.generate()
     return {
-        "credentials of another run": {"certificate": other.certificate, "key": other.key},
-        "no credentials": {"certificate": "", "key": ""},
+        "the certificate of another run": {"certificate": other.certificate},
+        "no certificate": {"certificate": ""},
         "another secret": {"secret": "00" * 32},
     }[what]
 
 
-@pytest.mark.parametrize("what", ["credentials of another run", "no credentials", "another secret"])
+@pytest.mark.parametrize("what", ["the certificate of another run", "no certificate", "another secret"])
 def test_a_rank_that_lacks_a_part_of_what_the_run_shares_is_not_let_in(closed_run, what):
     with pytest.raises(StartTimeoutError, match="cannot reach rank 0"):
         connect(closed_run.meeting(**instead(what)), hello("2", "worker", "n1", [2]), soon(0.3))
