@@ -91,7 +91,7 @@ def host(orders: HostOrders, began: float) -> int:
             stack.enter_context(dask_process.hidden_main())
             stack.enter_context(worker.configured())
             timeline.mark("Dask imported")
-            fork_server.start()
+            fork_server.start(directory)
         except BatchletError as error:
             problem = error
         except Exception as error:  # noqa: BLE001

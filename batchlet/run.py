@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import sys
@@ -266,6 +267,8 @@ class Run:
         rank.connect(meeting, latest=self._rendezvous.latest)
         self._stack.callback(rank.link.close)
         self._stack.enter_context(rank.host_beside(meeting))
+        # The script is about to do it; here it is done while the workers start.
+        importlib.import_module("distributed")
         self._running({**rank.wait("start"), **rank.wait("ready")})
 
     def _local_place(self) -> tuple[Any, str | None]:

@@ -7,10 +7,12 @@ module `worker_process` first.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import importlib
 import inspect
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
@@ -22,13 +24,16 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distributed import Worker
 from distributed.utils import get_mp_context
 from distributed.versions import get_versions
 
-from .dask_process import start_helpers
+from .dask_process import DASK_LOG_LEVEL, start_helpers
 
 __all__ = ["start"]
 
@@ -46,8 +51,14 @@ _LATE_IMPORTS = (
 _KNOWN = ("listener_fd", "alive_r", "preload", "main_path", "sys_path")
 
 
-def start() -> None:
-    """Fork the fork server from this process, if it has no threads and Dask is to use one."""
+def start(directory: str) -> None:
+    """Fork the fork server from this process, if it has no threads and Dask is to use one.
+
+    Parameters
+    ----------
+    directory : str
+        Where files may be made and left.
+    """
     module: Any = multiprocessing.forkserver
     server = module._forkserver
     if (
@@ -58,35 +69,67 @@ def start() -> None:
         or threading.active_count() > 1
     ):
         return
-    start_helpers()
-    _warm_up()
+    _warm_up(directory)
+    # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
+    gc.collect()
+    gc.freeze()
+    _start_tracker()
     listener = socket.socket(socket.AF_UNIX)
     address = tempfile.mktemp(dir=multiprocessing.util.get_temp_dir())  # noqa: S306 - only ours can write there
     listener.bind(address)
     Path(address).chmod(0o600)
     listener.listen()
     alive_r, alive_w = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
-    gc.collect()
-    gc.freeze()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            _serve(module, listener, alive_r)
-            code = 0
-        finally:
-            os._exit(code)
+    tracker = int(multiprocessing.resource_tracker.getfd() or 0)
+    server._forkserver_pid = _fork({listener.fileno(), alive_r, tracker}, lambda: _serve(module, listener, alive_r))
     listener.close()
     os.close(alive_r)
     server._forkserver_address = address
     server._forkserver_alive_fd = alive_w
-    server._forkserver_pid = pid
 
 
-def _warm_up() -> None:
+def _start_tracker() -> None:
+    """Fork multiprocessing's resource tracker too, which is a whole interpreter otherwise."""
+    module: Any = multiprocessing.resource_tracker
+    tracker = module._resource_tracker
+    if not hasattr(tracker, "_fd") or not hasattr(tracker, "_pid") or tracker._fd is not None:
+        start_helpers()
+        return
+    reader, writer = os.pipe()
+
+    def serve() -> None:
+        # It removes the semaphores of a host that was killed, which is its job, and would warn of them.
+        warnings.simplefilter("ignore")
+        module.main(reader)
+
+    tracker._pid = _fork({reader}, serve)
+    tracker._fd = writer
+    os.close(reader)
+
+
+def _fork(keep: set[int], work: Callable[[], None]) -> int:
+    """Do `work` in a copy of this process that has no files open but those to `keep` and the output."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        # The host's sockets are not for these processes: who waits on one would not see the host end.
+        kept = sorted({0, 1, 2, *keep})
+        for first, last in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(first + 1, last)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _warm_up(directory: str) -> None:
     """Do once what every worker would do while it starts: late imports, looking up the versions of packages.
 
     Nothing here may start a thread, open a file for good or differ from worker to worker.
@@ -99,19 +142,18 @@ def _warm_up() -> None:
         importlib.import_module("numpy.random")
     get_versions()
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Code that has run once is faster, and what it has changed in memory the workers then share.
+    logging.getLogger("distributed").setLevel(DASK_LOG_LEVEL())
+    asyncio.run(_make_worker(directory))
+
+
+async def _make_worker(directory: str) -> None:
+    """Make a worker, and forget it again; it is never started."""
+    Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)
 
 
 def _serve(module: Any, listener: socket.socket, alive_r: int) -> None:
     """Be the fork server."""
-    tracker = int(multiprocessing.resource_tracker.getfd() or 0)
-    keep = sorted({0, 1, 2, listener.fileno(), alive_r, tracker})
-    for first, last in zip([*keep], [*keep[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-        # The host's sockets are not for its workers: who waits on them would not see the host end.
-        os.closerange(first + 1, last)
-    null = os.open(os.devnull, os.O_RDONLY)
-    if null != 0:
-        os.dup2(null, 0)
-        os.close(null)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     # Tasks that look for the main module find an empty one, as in a process that was started afresh.

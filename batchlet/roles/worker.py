@@ -117,7 +117,8 @@ def nanny_spec(
         "memory_limit": worker.memory,
         "host": place.host,
         "protocol": settings.protocol,
-        "local_directory": place.local_directory,
+        # Each worker looks through its directory for what dead ones have left there; it shares it with none.
+        "local_directory": os.path.join(place.local_directory, str(worker.name)),  # noqa: PTH118
         "security": place.security,
         "silence_logs": DASK_LOG_LEVEL(),
         "dashboard": False,

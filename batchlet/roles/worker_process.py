@@ -7,9 +7,12 @@ signal to all tasks of a Slurm step does not end the workers while the script st
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from typing import Any
+
+import dask.config
 
 # The point of a fork server: imported once, for all workers.
 from distributed import Worker
@@ -20,6 +23,11 @@ from .dask_process import mention_strangers_once
 
 if os.getpgrp() != os.getpid():
     os.setsid()
+
+# Every worker reads Dask's configuration files anew; they are parsed once here, for all of them.
+if hasattr(dask.config, "_load_config_file"):
+    dask.config._load_config_file = functools.cache(dask.config._load_config_file)
+    dask.config.collect()
 
 
 class _Chatter(logging.Filter):
