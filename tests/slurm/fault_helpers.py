@@ -314,15 +314,19 @@ def check_tidy(result: Result, tracebacks: int = 0, *, through_dask: bool = Fals
         assert ours.count(message) == 1, f"said {ours.count(message)} times: {message}\n{result}"
 
 
-def in_node(node: str, *command: str) -> str:
-    """Run a command in the namespaces of a node of the test cluster, as its administrator."""
+def slurmd_of(node: str) -> psutil.Process:
+    """The daemon of a node of the test cluster."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.name() == "slurmd" and f"-N {node}" in " ".join(process.cmdline()):
-                enter = ["nsenter", f"--target={process.pid}", "--net", "--uts", "--mount"]
-                done = subprocess.run([*enter, *command], capture_output=True, text=True, timeout=20, check=True)
-                return done.stdout
+                return process
     raise AssertionError(f"no slurmd of {node}")
+
+
+def in_node(node: str, *command: str) -> str:
+    """Run a command in the namespaces of a node of the test cluster, as its administrator."""
+    enter = ["nsenter", f"--target={slurmd_of(node).pid}", "--net", "--uts", "--mount"]
+    return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=20, check=True).stdout
 
 
 @contextlib.contextmanager

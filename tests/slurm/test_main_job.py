@@ -20,7 +20,7 @@ GUARD = 'if __name__ == "__main__":\n'
 
 START = re.compile(
     r"batchlet: slurm job \d+\.\d+: (\d+) ranks on (\d+) nodes?, (\d+) workers? x (\S+) threads? x .*, "
-    r"dashboard http://localhost:(?P<port>\d+)/\S+ through ssh -N -L (?P=port):localhost:(?P=port) -J \S+ \S+"
+    r"dashboard: cat \.batchlet/slurm-\S+\.dashboard"
 )
 END = re.compile(r"batchlet: done after [\d.]+ s, (\d+) workers?")
 
