@@ -100,6 +100,8 @@ async def serve(
         await over.wait()
         return
     mark("scheduler listens")
+    # What the workers leave behind when they go is no news from here on.
+    hub.on_stopping = hush
     hub.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     hub.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
     beat = asyncio.create_task(_beat(hub))

@@ -126,6 +126,7 @@ class Hub:
         self._on_stuck = on_stuck
         self._places = places
         self.on_gone: Callable[[set[str]], object] = lambda _: None
+        self.on_stopping: Callable[[], object] = lambda: None
         self._began = time.monotonic()
         self._peers: dict[str, _Peer] = {}
         self._nodes: dict[int, str] = {0: node}
@@ -482,6 +483,7 @@ class Hub:
         if self._phase in ("failed", "stopping"):
             return
         self._phase = "stopping"
+        self.on_stopping()
         self._broadcast({"op": "stop"})
         self._loop.call_later(self._stop_timeout, self._end)
         self._check_stopped()
