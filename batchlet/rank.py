@@ -173,6 +173,18 @@ class Rank:
 
         return security_for(self.settings.security, self.credentials)
 
+    def notes(self, directory: str | None = None) -> FileRendezvous:
+        """Where the client leaves a note for the run's owner, however the ranks meet; rank 0 removes it if need be.
+
+        Parameters
+        ----------
+        directory : str, optional
+            Other than that in which the ranks meet.
+        """
+        # A step in an allocation has its own name for the run; the record has one that both sides know.
+        run_id = self.meeting.run_id if self.meeting is not None else self.info.run_id
+        return FileRendezvous(directory or self.settings.rendezvous_dir, run_id, self.info.node)
+
     @property
     def brings_host(self) -> bool:
         """Whether this head rank has a process beside it that hosts workers."""
@@ -342,6 +354,7 @@ class _SchedulerRank:
             self._over.wait(_PATIENCE)
         finally:
             self._rendezvous.withdraw()
+            self._remove_note()
             hub.close()
         return self._failure.exit_code if self._failure is not None else 0
 
@@ -395,9 +408,15 @@ class _SchedulerRank:
 
         remove_scratch()
         self._rendezvous.withdraw()
+        self._remove_note()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(self._failure.exit_code if self._failure is not None else 0)
+
+    def _remove_note(self) -> None:
+        """Remove the note of a client that was killed."""
+        with contextlib.suppress(BatchletError):
+            self._rank.notes().remove_note()
 
     def _on_failure(self, error: BatchletError) -> None:
         self._failure = error

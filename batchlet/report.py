@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 
 from .errors import BatchletError, InputError
 from .settings import LOG_LEVELS, describe_bytes
 
-__all__ = ["duration", "ended", "failure", "log_level", "note", "started"]
+__all__ = ["duration", "ended", "failure", "log_level", "note", "others_may_read", "started"]
 
 
 def log_level() -> str:
@@ -23,6 +24,21 @@ def note(text: str) -> None:
     # One write, so that lines of several processes do not mix.
     sys.stderr.write(f"batchlet: {text}\n")
     sys.stderr.flush()
+
+
+def others_may_read() -> bool:
+    """Whether other users may be able to read what is said here.
+
+    Under Slurm the ranks' output goes through pipes, mostly to the job's output file, which everybody may read unless the
+    user has a umask against that; a rank cannot see where the pipe ends.
+    """
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    if stat.S_ISREG(status.st_mode):
+        return bool(status.st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    return "SLURM_JOB_ID" in os.environ and not os.isatty(2)
 
 
 def failure(error: BatchletError, seconds: float | None = None) -> None:
@@ -51,6 +67,7 @@ def started(
     dashboard: str | None,
     tunnel: str | None,
     secure: bool,
+    instead: str | None = None,
 ) -> None:
     """Say what is running.
 
@@ -68,8 +85,16 @@ def started(
         Where the dashboard is, and the command that brings it to the user's own machine.
     secure : bool
         Whether the run is closed to other users.
+    instead : str, optional
+        What to say in place of the dashboard's address, which is secret.
     """
     low, high = (describe_bytes(size) for size in memory)
+    if instead:
+        place = f", dashboard: {instead}"
+    elif dashboard:
+        place = f", dashboard {dashboard}" + (f" through {tunnel}" if tunnel else "")
+    else:
+        place = ", no dashboard (it needs bokeh)"
     note(
         f"{where}: "
         + (f"{_count(ranks, 'rank')} on {_count(nodes, 'node')}, " if ranks > 1 else "")
@@ -77,8 +102,7 @@ def started(
         + (_count(threads[0], "thread") if threads[0] == threads[1] else f"{threads[0]}-{threads[1]} threads")
         + f" x {low if low == high else f'{low} to {high}'}"
         + ("" if secure else ", security off")
-        + (f", dashboard {dashboard}" if dashboard else ", no dashboard (it needs bokeh)")
-        + (f" through {tunnel}" if tunnel else "")
+        + place
     )
 
 

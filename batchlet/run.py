@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import shlex
 import sys
 import threading
 import time
@@ -64,6 +65,8 @@ class Run:
         self._callbacks: list[Callable[[int], object]] = []
         self._security: Any = None
         self._token: str | None = None
+        self._notes: FileRendezvous | None = None
+        self._scratch: str | None = None
         self._marks: timeline.Marks = ()
         try:
             self._settings = Settings.resolve(options, os.environ)
@@ -278,7 +281,7 @@ class Run:
 
         wanted = self._settings.security
         security = security_for(wanted, Credentials.generate() if wanted is True else None)
-        directory = self._stack.enter_context(worker.scratch(self._settings, os.environ, self.run_id))
+        self._scratch = directory = self._stack.enter_context(worker.scratch(self._settings, os.environ, self.run_id))
         self._stack.enter_context(dask_process.hidden_main())
         self._stack.enter_context(worker.configured())
         host = self._rank.reachable_host() if self._settings.interface else LOOPBACK
@@ -317,6 +320,7 @@ class Run:
             self._token = dashboard_token(self._rank.meeting.secret) if self._rank.meeting.certificate else None
         if self._rank.link is not None:
             self._rank.link.listen(self._hear)
+        tunnel = self._tunnel()
         report.started(
             where=f"{self.mode} {self._rank.info.job}".strip(),
             ranks=self._rank.info.world_size,
@@ -325,9 +329,27 @@ class Run:
             threads=tuple(start["threads"]),
             memory=tuple(start["memory"]),
             dashboard=self.dashboard_link,
-            tunnel=self._tunnel(),
+            tunnel=tunnel,
             secure=self._settings.security is not False,
+            instead=self._tell_owner(tunnel) if self._token and report.others_may_read() else None,
         )
+
+    def _tell_owner(self, tunnel: str | None) -> str | None:
+        """Leave the dashboard's address in a file for the run's owner alone, and say where."""
+        address = self.dashboard_link
+        if address is None:
+            return None
+        try:
+            # Of a local run the scratch is as good a place, which is removed even after a SIGKILL: there is no rank 0.
+            self._notes = self._rank.notes(self._scratch)
+            self._stack.callback(self._notes.remove_note)
+            path = self._notes.leave_note("\n".join([address, *([tunnel] if tunnel else [])]) + "\n")
+        except BatchletError:
+            where = self._settings.rendezvous_dir
+            return f"runner.dashboard_link has it (others may read this, and {where} cannot be written)"
+        with contextlib.suppress(ValueError, OSError):
+            path = path.relative_to(os.getcwd())  # noqa: PTH109
+        return f"cat {shlex.quote(str(path))}"
 
     def _tunnel(self) -> str | None:
         """Give the command that brings the dashboard to the user's own machine; `None` where the user is here."""
@@ -436,6 +458,8 @@ class Run:
 
     def _leave(self) -> None:
         """Tell rank 0 that the run is over, and wait until the workers are gone."""
+        if self._notes is not None:
+            self._notes.remove_note()
         link = self._rank.link
         if link is None:
             return

@@ -57,6 +57,7 @@ class FileRendezvous(Rendezvous):
         except RuntimeError as error:
             raise self._error(str(error)) from None
         self._record = self.directory / f"{run_id}.json"
+        self._note = self.directory / f"{run_id}.dashboard"
         self._published = False
         self._found: Meeting | None = None
 
@@ -195,8 +196,36 @@ class FileRendezvous(Rendezvous):
         if self._published or (orphaned and self._found is not None and self._read()[0] == self._found):
             self._record.unlink(missing_ok=True)
             self._published = False
+        if orphaned:
+            self.remove_note()
         # Not empty: another run meets here; it will remove the directory.
         with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def leave_note(self, text: str) -> Path:
+        """Write what is for the run's owner alone into ``<run_id>.dashboard``, beside the record.
+
+        Raises
+        ------
+        RendezvousError
+            If that is not possible.
+        """
+        try:
+            self._make_directory()
+            # A predecessor of the same name was killed.
+            self._note.unlink(missing_ok=True)
+            with os.fdopen(self._create(self._note), "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            self.remove_note()
+            raise self._error(error.strerror or str(error)) from None
+        return self._note
+
+    def remove_note(self) -> None:
+        """Remove what `leave_note` has written, in this process or in another one; twice does no harm."""
+        with contextlib.suppress(OSError, RendezvousError):
+            self._check_owner()
+            self._note.unlink()
             self.directory.rmdir()
 
     def _error(self, what: str) -> RendezvousError:

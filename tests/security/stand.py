@@ -184,6 +184,8 @@ class Batch:
     lives: list[dict[str, Any]]
     output: str
     readable: bool
+    notes: dict[str, tuple[int, str]]  # the file for the owner alone, during the last life: mode and text
+    left: list[str]
 
 
 def batch(cluster: Any, *, launcher: str, requeue: bool) -> Batch:
@@ -201,11 +203,16 @@ def batch(cluster: Any, *, launcher: str, requeue: bool) -> Batch:
             subprocess.run(["scontrol", "requeue", job], env=place.environ, check=True, timeout=20)
             run._told = None
             lives.append(run.told(90))
-            assert not (place.cwd / ".batchlet").exists()
+        notes = {path: (path.stat().st_mode & 0o777, path.read_text()) for path in place.cwd.glob(".batchlet/*")}
         (run.base / "go-on").touch()
         # `sbatch --wait` itself looks only now and then.
         run.wait(lambda: "batchlet: done" in output.read_text(), 30, "the job did not end well")
-        return Batch(lives, output.read_text(), bool(output.stat().st_mode & 0o044))
+        shown = {str(path.relative_to(place.cwd)): note for path, note in notes.items()}
+        # The client's last line comes before rank 0 has ended.
+        deadline = time.monotonic() + 10
+        while (left := [path.name for path in place.cwd.rglob("*")]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return Batch(lives, output.read_text(), bool(output.stat().st_mode & 0o044), shown, left)
     finally:
         run.end()
         place.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -268,10 +269,13 @@ def test_no_file_has_the_key(pair: Pair) -> None:
 
 @pytest.mark.parametrize("pair", [SRUN, "local"], indirect=True)
 def test_dashboard_in_a_browser(pair: Pair) -> None:
-    """`runner.dashboard_link`, as it is printed, shows the task stream with what the workers do; without the secret: 404."""
+    """The address in the file that the start line names shows the task stream; without the secret: 404."""
     run, told = pair.closed.run, pair.closed.told
     link = told["dashboard"]
-    assert link in run.stderr, "the link is not what the start line says"
+    said = re.search(r"dashboard: cat (\S+)", run.stderr)
+    assert said is not None, run.stderr
+    assert (run.place.cwd / said[1]).read_text().splitlines()[0] == link, "the link is not what the start line says"
+    assert told["token"] not in run.stderr, "this file is readable for all"
     with browser(run.place, pair.closed.head) as page:
         closed = link.replace("/" + told["token"], "")
         for url in (closed, closed.removesuffix("status"), closed.replace("/status", f"/{'0' * 32}/status")):

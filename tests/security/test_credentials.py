@@ -23,19 +23,29 @@ def test_requeued_run_has_new_credentials(requeued: Future[Batch]) -> None:
 
 
 @pytest.mark.slurm
-@pytest.mark.xfail(strict=True, reason="the start line has the dashboard's secret, whoever may read it")
 @pytest.mark.parametrize("launcher", ["srun", "python"])
 def test_the_address_of_the_dashboard_is_in_no_file_for_everybody(
     request: pytest.FixtureRequest, cluster: Any, launcher: str
 ) -> None:
-    """Slurm makes the job's output file, with a mode by which every user reads it: the secret must not be in there."""
+    """Slurm makes the job's output file, with a mode by which every user reads it: the secret must not be in there.
+
+    It names a file that only the owner reads, for as long as the run goes on.
+    """
     job = (
         request.getfixturevalue("requeued").result()
         if launcher == "srun"
         else batch(cluster, launcher="", requeue=False)
     )
     assert job.readable, "the file is not what this test is about"
-    assert job.lives[-1]["token"] not in job.output
+    for life in job.lives:
+        assert life["token"] not in job.output
+    ((path, (mode, text)),) = job.notes.items()
+    assert f"dashboard: cat {path}\n" in job.output
+    assert mode == 0o600
+    address, tunnel = text.splitlines()
+    assert address == job.lives[-1]["dashboard"]
+    assert tunnel.startswith("ssh -N -L ")
+    assert job.left == [], "the address outlives the run"
 
 
 # Options that must not open what is closed ------------------------------------------------------------------------

@@ -159,14 +159,16 @@ def watch(case: Case, start: Callable[[], Held]) -> Ended:
             run.place.kill_processes()
         printed = secrets_in((result.stdout + result.stderr).encode(), told, "secret", "key")
         lines = [line for line in result.stderr.splitlines() if told["token"] in line]
-        return Ended(during, files_with(run, told), printed + ["token"] * (len(lines) - 1), result)
+        # Pipes outside Slurm are private; at any other place here others can read it.
+        allowed = 1 if case.mode == "mpirun" else 0
+        return Ended(during, files_with(run, told), printed + ["token"] * (len(lines) - allowed), result)
     finally:
         run.end()
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=MARKS[case.mode]) for case in CASES])
 def test_no_secret_is_left(ends: dict[str, Future[Ended]], case: Case) -> None:
-    """The key is in no file, not even for a while; what was printed has the address of the dashboard once, and no key."""
+    """The key is in no file, not even for a while; what was printed has no key, and the dashboard's secret at most once."""
     ended = ends[case.name].result()
     assert ended.during == []
     assert ended.after == []
@@ -189,8 +191,9 @@ def test_only_the_owner_reads_the_record(slurm_place: Place) -> None:
         assert_closed(paths)
         (run.base / "come").touch()
         run.told()
-        assert not directory.exists(), "the record outlives the meeting"
-        assert_closed([*slurm_place.tmp.glob("batchlet-*"), *slurm_place.tmp.glob("pymp-*")])
+        (note,) = directory.iterdir()
+        assert note.suffix == ".dashboard", "the record outlives the meeting"
+        assert_closed([directory, note, *slurm_place.tmp.glob("batchlet-*"), *slurm_place.tmp.glob("pymp-*")])
         result = run.finish()
         assert result.rc == 0, str(result)
     finally:

@@ -416,3 +416,56 @@ def test_a_run_can_check_the_directory_while_others_remove_it(place):
 
     assert run_together([lambda name=name: check_and_leave(name) for name in "abcd"]) == []  # type: ignore[misc]
     assert not place.exists()
+
+
+# The note for the owner
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_note_is_for_the_owner_alone_and_goes_with_its_directory(place, umask):
+    before = os.umask(umask)
+    try:
+        path = meet(place).leave_note("secret\n")
+    finally:
+        os.umask(before)
+    assert path == place / "run.dashboard"
+    assert path.read_text() == "secret\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    # As rank 0 does it for a client that was killed.
+    other = meet(place)
+    other.remove_note()
+    other.remove_note()
+    assert not place.exists()
+
+
+def test_a_note_takes_the_place_of_what_a_killed_run_has_left_and_is_not_written_through_a_link(place, tmp_path):
+    meet(place).leave_note("old")
+    assert meet(place).leave_note("new").read_text() == "new"
+    meet(place).remove_note()
+    place.mkdir(mode=0o700)
+    (tmp_path / "away").write_text("untouched")
+    (place / "run.dashboard").symlink_to(tmp_path / "away")
+    assert meet(place).leave_note("new").read_text() == "new"
+    assert (tmp_path / "away").read_text() == "untouched"
+
+
+def test_a_note_outlives_the_meeting_and_goes_with_a_dead_rank_0(place):
+    rank_0 = meet(place)
+    rank_0.publish(meeting())
+    meet(place).leave_note("secret")
+    rank_0.withdraw()
+    assert [path.name for path in place.iterdir()] == ["run.dashboard"]
+    meet(place).withdraw()
+    assert place.exists()
+    meet(place).withdraw(orphaned=True)
+    assert not place.exists()
+
+
+def test_no_note_is_left_where_others_are_and_none_of_theirs_is_removed(place):
+    place.mkdir(mode=0o755)
+    place.chmod(0o755)
+    (place / "run.dashboard").write_text("theirs")
+    assert "mode 0755" in refused(lambda: meet(place).leave_note("secret"))
+    meet(place).remove_note()
+    assert (place / "run.dashboard").read_text() == "theirs"

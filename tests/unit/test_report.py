@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+from collections.abc import Iterator
+
 import pytest
 
 from batchlet import report
@@ -44,12 +49,62 @@ RUN = {
         ({"tunnel": "ssh -L 8787:n1:8787 login"}, "http://n1:8787/status through ssh -L 8787:n1:8787 login"),
         ({"dashboard": None}, "x 1.00 GiB, no dashboard (it needs bokeh)"),
         ({"secure": False}, "x 1.00 GiB, security off, dashboard"),
+        ({"instead": "cat a.dashboard", "tunnel": "ssh -N"}, "x 1.00 GiB, dashboard: cat a.dashboard"),
         ({"ranks": 1, "nodes": 1, "where": "local", "workers": 1, "threads": (1, 1)}, "local: 1 worker x 1 thread x"),
     ],
 )
 def test_the_first_line_says_where_and_what_runs(capsys, other, line):
     report.started(**(RUN | other))
-    assert line in said(capsys)
+    text = said(capsys)
+    assert line in text
+    assert "instead" not in other or ("http" not in text and "ssh" not in text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "slurm", "readable"),
+    [(0o644, False, True), (0o640, True, True), (0o604, False, True), (0o600, False, False), (0o600, True, False)],
+)
+def test_others_may_read_a_file_by_its_mode(monkeypatch, tmp_path, mode, slurm, readable):
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+    path = tmp_path / "err"
+    path.touch()
+    path.chmod(mode)
+    with path.open("w") as file, stderr_is(file.fileno()):
+        assert report.others_may_read() is readable
+
+
+@pytest.mark.parametrize(("environ", "readable"), [({}, False), ({"SLURM_JOB_ID": "1"}, True)])
+def test_others_may_read_what_slurm_takes_by_a_pipe(monkeypatch, environ, readable):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    ends = os.pipe()
+    with stderr_is(ends[1]):
+        found = report.others_may_read()
+    for end in ends:
+        os.close(end)
+    assert found is readable
+
+
+def test_nobody_else_reads_a_terminal(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    ends = pty.openpty()
+    with stderr_is(ends[1]):
+        found = report.others_may_read()
+    for end in ends:
+        os.close(end)
+    assert found is False
+
+
+@contextlib.contextmanager
+def stderr_is(descriptor: int) -> Iterator[None]:
+    before = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 @pytest.mark.parametrize(
