@@ -100,7 +100,7 @@ def test_exit_codes(srun: Run) -> None:
     assert result.rc == 1, str(result)
     assert result.stderr.count("Traceback") == 1, str(result)
     assert result.stderr.count("ValueError: of the user") == 1
-    assert "batchlet/" not in result.stderr, str(result)
+    assert "/batchlet/" not in result.stderr, str(result)
 
     result = srun("-n3", script=raising.format("raise SystemExit(3)"))
     assert result.rc == 3, str(result)
