@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from mpi_launchers import open_mpi
 from run_helpers import Place
 from stand import HELD, LOOPBACK, PREFIX, Batch, Held, Loot, attack_ports, batch, here, http_paths, intrusions
 
@@ -46,6 +47,27 @@ def test_the_address_of_the_dashboard_is_in_no_file_for_everybody(
     assert address == job.lives[-1]["dashboard"]
     assert tunnel.startswith("ssh -N -L ")
     assert job.left == [], "the address outlives the run"
+
+
+@pytest.mark.mpirun
+def test_no_address_where_no_file_can_be_written(place: Place) -> None:
+    """Without a place for that file the address is told to the script alone, and the run goes on."""
+    launcher = open_mpi()
+    env = {
+        "SLURM_JOB_ID": "7",
+        f"{PREFIX}MODE": "mpi",
+        f"{PREFIX}RENDEZVOUS": "mpi",
+        f"{PREFIX}RENDEZVOUS_DIR": "/proc/x",
+    }
+    run = Held(place, launcher.mpirun, "-n", "3", env={**launcher.variables, **env})
+    try:
+        token = run.told()["token"]
+        result = run.finish()
+        assert result.rc == 0, str(result)
+        assert "dashboard: runner.dashboard_link has it" in result.stderr
+        assert token not in result.stderr
+    finally:
+        run.end()
 
 
 # Options that must not open what is closed ------------------------------------------------------------------------

@@ -222,6 +222,22 @@ def assert_closed(paths: list[Path]) -> None:
 
 
 @pytest.mark.slurm
+def test_those_who_are_left_remove_the_address_of_the_dashboard(slurm_place: Place) -> None:
+    """The client, whose file it is, and rank 0 are killed: the hosts of the workers tidy up."""
+    run = Held(slurm_place, "srun", "-N2", "-n4")
+    try:
+        run.told()
+        assert [path.suffix for path in (slurm_place.cwd / RECORDS).iterdir()] == [".dashboard"]
+        kill_client(run)
+        kill_scheduler(run)
+        result = run.ended()
+        assert result.rc == 137, str(result)
+        assert list(slurm_place.cwd.iterdir()) == []
+    finally:
+        run.end()
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize("end", [scancel, kill_all])
 def test_no_file_has_the_key_after_a_start_that_was_killed(slurm_place: Place, end: Callable[[Held], None]) -> None:
     """Killed while the ranks still meet, all of them in one moment: the record, which nobody can remove, has no key in it."""
