@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import marshal
 import os
 import socket
@@ -22,7 +21,7 @@ from .errors import BatchletError
 from .network import reachable_host
 from .orders import HostOrders
 from .plan import WORKER, WorkerPlan, make_plan
-from .rank import member, unexpected
+from .rank import member, unexpected, without_gc
 from .rendezvous.base import Meeting, Rendezvous
 from .rendezvous.file import FileRendezvous
 from .rendezvous.pipe import PipeRendezvous
@@ -85,21 +84,19 @@ def host(orders: HostOrders, began: float) -> int:
     with contextlib.ExitStack() as stack:
         problem: BatchletError | None = None
         directory = ""
-        # What is imported stays: looking through it for garbage, again and again, takes 5 % of the time of importing it.
-        gc.disable()
         try:
-            from .roles import dask_process, fork_server, worker
+            with without_gc():
+                from .roles import dask_process, fork_server, worker
 
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(dask_process.hidden_main())
             stack.enter_context(worker.configured())
             timeline.mark("Dask imported")
-            fork_server.start(directory)
+            fork_server.start(directory, max(len(orders.info.local_ranks), orders.settings.workers_per_node or 0))
         except BatchletError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
             problem = unexpected(error, f"the host of the workers on node {orders.info.node}")
-        gc.enable()
         this = _Host(orders, began, directory, problem)
         with handled(lambda number, _: this.signalled(number)):
             return asyncio.run(this.run())
@@ -373,6 +370,8 @@ class _Host:
         code = link.exit_code if link is not None else problem.exit_code if problem is not None else 0
         for guest in self._guests.values():
             guest.send(f"last {code}")
+            # Open until this process is gone, whoever closes the connection before: that is what the rank waits for.
+            os.dup(guest.writer.get_extra_info("socket").fileno())
         if link is not None:
             link.close()
         self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import secrets
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from .supervision.hub import Hub
 
-__all__ = ["Rank", "member", "unexpected"]
+__all__ = ["Rank", "member", "unexpected", "without_gc"]
 
 # Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 _PATIENCE = 5.0
@@ -246,17 +247,24 @@ class Rank:
         return Seat(name, hello, start, self.deadline + seat.PATIENCE, settings.stop_timeout, park=park)
 
     @contextlib.contextmanager
-    def host_beside(self, meeting: Meeting) -> Iterator[None]:
-        """Have the host of the node run this head rank's workers, so that they never share the head's event loop."""
+    def host_beside(self, meeting: Meeting | None) -> Iterator[None]:
+        """Have the host of the node run this head rank's workers, so that they never share the head's event loop.
+
+        Parameters
+        ----------
+        meeting : Meeting, optional
+            Where rank 0 is; `None` if the host is to find out by itself, from rank 0's file.
+        """
         if not self.brings_host:
             yield
             return
-        place = self._seat(False, lambda: meeting, park=False)
+        place = self._seat(meeting is None, lambda: meeting, park=False)
         thread = threading.Thread(target=_hold, args=(place,), name="batchlet-seat", daemon=True)
         thread.start()
         try:
             yield
         finally:
+            place.leave()
             thread.join(self.settings.stop_timeout)
 
     def run_scheduler(self, rendezvous: Rendezvous) -> int:
@@ -281,6 +289,22 @@ class Rank:
         if self.environment.grant(self.environ).memory is not None or read_host().cgroup_memory is not None:
             return {}
         return {node: (figure.value, figure.source) for node, figure in self.environment.ask(self.environ).items()}
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Import something large: looking through what stays for garbage, again and again, takes 5 % of the time of importing.
+
+    What is there at the end is never looked through again, which also makes every later collection faster.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def member(info: ProcessInfo) -> str:
@@ -359,9 +383,13 @@ class _SchedulerRank:
         return self._failure.exit_code if self._failure is not None else 0
 
     def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
-        info = self._rank.info
         self._rendezvous.publish(meeting)
         mark("record published")
+        with self._rank.host_beside(meeting):
+            self._welcome(hub, host, meeting, failure)
+
+    def _welcome(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
+        info = self._rank.info
         facts = self._rank.facts()
         told = facts.get(info.node)
         self._rank.make_plan(Figure(*told) if told else None)
@@ -383,10 +411,11 @@ class _SchedulerRank:
     def _serve(self, hub: Hub, host: str, meeting: Meeting) -> None:
         import asyncio
 
-        from .roles import scheduler
-        from .roles.worker import scratch
+        with without_gc():
+            from .roles import scheduler
+            from .roles.worker import scratch
 
-        with self._rank.host_beside(meeting), scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
+        with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
             token = dashboard_token(meeting.secret) if meeting.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
             asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._set_stop))

@@ -19,7 +19,7 @@ from .environments import is_first, select
 from .errors import BatchletError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
 from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
-from .rank import Rank
+from .rank import Rank, without_gc
 from .rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from .security import Credentials, dashboard_token
 from .settings import Settings
@@ -266,12 +266,17 @@ class Run:
             code = rank.work(self._rendezvous)
             self._rendezvous.withdraw()
             self._end_process(code)
+        by_file = isinstance(self._rendezvous, FileRendezvous)
+        if by_file:
+            self._stack.enter_context(rank.host_beside(None))
         meeting = self._rendezvous.wait(rank.deadline + _PATIENCE)
+        if not by_file:
+            self._stack.enter_context(rank.host_beside(meeting))
         rank.connect(meeting, latest=self._rendezvous.latest)
         self._stack.callback(rank.link.close)
-        self._stack.enter_context(rank.host_beside(meeting))
-        # The script is about to do it; here it is done while the workers start.
-        importlib.import_module("distributed")
+        with without_gc():
+            # The script is about to do it; here it is done while the workers start.
+            importlib.import_module("distributed")
         self._running({**rank.wait("start"), **rank.wait("ready")})
 
     def _local_place(self) -> tuple[Any, str | None]:

@@ -295,6 +295,14 @@ class Seat:
         except (AssertionError, OSError):
             self._unsent.append(number)
 
+    def leave(self) -> None:
+        """Tell the host that this rank needs its workers no more; from another thread than the one that holds the seat."""
+        try:
+            if self._socket is not None:
+                self._socket.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass
+
     def _find(self) -> _socket.socket:
         """Connect to the host, and start it if there is none."""
         global _taken

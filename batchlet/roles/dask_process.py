@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,8 @@ __all__ = [
     "start_helpers",
 ]
 
+# Seconds for killed processes to be gone.
+_GONE = 2.0
 _NUMBER = re.compile(r"\d+")
 _SIGNAL = re.compile(r"signal (\d+)")
 _WORKER_PROCESS = "Dask Worker process (from Nanny)"
@@ -217,3 +220,9 @@ def end_helpers() -> None:
         helper = getattr(sys.modules.get(f"multiprocessing.{module}"), name, None)
         with contextlib.suppress(Exception):
             helper._stop()  # type: ignore[union-attr]
+    # The workers that were killed with the fork server are nobody's children now: they, too, have to be gone.
+    until = time.monotonic() + _GONE
+    with contextlib.suppress(OSError):
+        while pid is not None and time.monotonic() < until:
+            os.killpg(pid, 0)
+            time.sleep(0.005)

@@ -47,17 +47,20 @@ _LATE_IMPORTS = (
     "batchlet.roles.dask_security",
     "batchlet.roles.rank_place",
 )
+_WORTH_WARMING = 4
 # What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
 _KNOWN = ("listener_fd", "alive_r", "preload", "main_path", "sys_path")
 
 
-def start(directory: str) -> None:
+def start(directory: str, workers: int) -> None:
     """Fork the fork server from this process, if it has no threads and Dask is to use one.
 
     Parameters
     ----------
     directory : str
         Where files may be made and left.
+    workers : int
+        About how many workers will be forked: warming up takes as long as it saves for two or three of them.
     """
     module: Any = multiprocessing.forkserver
     server = module._forkserver
@@ -69,7 +72,8 @@ def start(directory: str) -> None:
         or threading.active_count() > 1
     ):
         return
-    _warm_up(directory)
+    if workers >= _WORTH_WARMING:
+        _warm_up(directory)
     # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
     gc.collect()
     gc.freeze()

@@ -161,8 +161,9 @@ def test_importing_batchlet_is_light():
     loaded = {
         line.rpartition("|")[2].strip().split(".")[0] for line in trace.splitlines() if line.startswith("import time:")
     }
-    assert {"batchlet", "json"} <= loaded
-    assert loaded & HEAVY == set()
+    assert {"batchlet", "marshal"} <= loaded
+    # All ranks of a node import this at the same moment, and most of them nothing else, ever.
+    assert loaded & (HEAVY | {"json", "re", "enum", "socket", "signal", "typing", "dataclasses", "subprocess"}) == set()
 
 
 def test_importing_batchlet_needs_the_standard_library_alone():
