@@ -7,7 +7,7 @@ while :; do
     if read -r word number <&3; then
         case $word in
             end) exit "$number" ;;
-            last) code=$number ;; # the host is about to end, and this rank, which has started it, sees to that
+            last) code=$number ;; # and the host is about to end as well
         esac
     elif [ -n "$hit" ]; then
         hit=

@@ -2,8 +2,9 @@
 
 The first rank that comes binds a Unix socket named after the run and the node, and starts the host, which listens on it. Every
 rank, the first one included, then takes a *seat*: it connects, says who it is, and waits for the end. The connection tells the
-host at once when a rank dies, and the ranks when the host dies. While it waits, the rank's process is a shell of some hundred
-kilobytes (`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
+host at once when a rank dies, and the ranks when the host dies. While they wait, all but the one that has started the host are
+shells of some hundred kilobytes (`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes
+memory.
 
 The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody could bind that name, so
 both sides ask the kernel whose process the other one is. Where the name is taken by somebody else, and on systems without such
@@ -343,7 +344,8 @@ class Seat:
             if line != "seated":
                 return line
             answered = True
-            if self._park and not rest:
+            # Who has started the host sees it end, and gone from the process table: Slurm looks for what is left of a step.
+            if self._park and self._process is None and not rest:
                 self._become_shell()
 
     def _become_shell(self) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dask.config
+import psutil
 
 from ..report import log_level, note
 
@@ -222,7 +223,14 @@ def end_helpers() -> None:
             helper._stop()  # type: ignore[union-attr]
     # The workers that were killed with the fork server are nobody's children now: they, too, have to be gone.
     until = time.monotonic() + _GONE
-    with contextlib.suppress(OSError):
-        while pid is not None and time.monotonic() < until:
-            os.killpg(pid, 0)
-            time.sleep(0.005)
+    while pid is not None and time.monotonic() < until and _group_lives(pid):
+        time.sleep(0.005)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether any process of a group is more than a zombie that somebody has yet to look at."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False

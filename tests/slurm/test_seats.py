@@ -156,9 +156,11 @@ def test_ranks_that_wait_are_small(place: Place) -> None:
     try:
         running.wait_for("strike")
         ranks = [running.rank(rank) for rank in (2, 3, 4, 5)]
-        for rank in ranks:
-            assert rank.cmdline()[-1] == PARKED
-            assert rank.memory_full_info().uss < 2 << 20
+        # One rank of each node has started its host and sees it end.
+        shells = [rank for rank in ranks if rank.cmdline()[-1] == PARKED]
+        assert len(shells) == 2
+        assert all(rank.memory_full_info().uss < 2 << 20 for rank in shells)
+        assert all(rank.memory_full_info().uss < 40 << 20 for rank in ranks)
         before = [sum(rank.cpu_times()[:2]) for rank in ranks]
         psutil.cpu_percent(1.0)
         assert [sum(rank.cpu_times()[:2]) for rank in ranks] == before

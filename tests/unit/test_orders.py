@@ -80,13 +80,16 @@ def test_half_an_order_is_the_end(receiver):
 def test_a_class_of_the_users_main_module_travels_by_value():
     program = """
 import sys
-from batchlet.orders import send
+from batchlet.orders import StepOrders, send
+from batchlet.settings import Settings
 class Mine:
     def __repr__(self): return "mine, by value"
-send(sys.stdout.buffer, Mine)
+settings = Settings.resolve({"worker_class": Mine, "worker_options": {"key": Mine()}}, {})
+send(sys.stdout.buffer, StepOrders(settings, {}, (), 30.0, None))
 """
     sent = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60).stdout
-    assert repr(cloudpickle.loads(sent[8:])()) == "mine, by value"
+    settings = cloudpickle.loads(sent[8:]).settings
+    assert repr(settings.worker_class()) == repr(settings.worker_options["key"]) == "mine, by value"
 
 
 def test_the_command_line_says_nothing_but_who_it_is():
