@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -17,6 +18,7 @@ from .environments import ProcessInfo, select
 from .errors import BatchletError, UsageError
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
+from .rendezvous import FileRendezvous
 from .resources import node_resources, read_host
 from .run import Run
 from .runner import BatchletRunner
@@ -148,7 +150,8 @@ def _default_client(runner: BatchletRunner) -> Iterator[None]:
 
 
 def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
-    """Print what would be started here. Each node speaks for itself, through its first rank."""
+    """Print what would be started here: each node tells rank 0 of itself, through its first rank."""
+    began = time.monotonic()
     if Run.active is not None:
         sys.stdout.write(f"already inside a Batchlet run\n{Run.active.plan}\n")
         return 0
@@ -157,7 +160,7 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         environment, reason = select(settings.mode, os.environ)
         info = environment.process(os.environ)
         first = info.rank in (0, info.client_rank) if info.mode == "allocation" else info.rank == 0
-        if not first and (as_json or info.rank != min(info.local_ranks)):
+        if not first and info.rank != min(info.local_ranks):
             return 0
         host, nodes = read_host(), environment.nodes(os.environ)
         unknown = host.cgroup_memory is None and any(grant.memory is None for _, grant in nodes)
@@ -174,10 +177,15 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
             )
             for node, grant in nodes
         ]
+        # Each node as text and as data, by its first rank.
+        shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
+        if info.mode == "slurm" and info.nodes > 1 and not _gather(info, settings, shown, began):
+            return 0
     except BatchletError as error:
         if Run.first_process(os.environ):
             report.failure(error)
         return error.exit_code
+    parts = [part for rank in sorted(shown) for part in shown[rank]]
     if as_json:
         found: dict[str, Any] = {
             "mode": info.mode,
@@ -186,14 +194,14 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
             "ranks": info.world_size,
             "run_id": info.run_id,
         }
-        found["nodes"] = [plan.to_dict() for plan in plans]
+        found["nodes"] = [data for _, data in parts]
         found["settings"] = {
             name: {"value": _plain(getattr(settings, name)), "source": source}
             for name, source in settings.sources.items()
         }
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
-    text = [plan.node_text() for plan in plans]
+    text = [part for part, _ in parts]
     if first:
         text.insert(0, _headline(info, reason))
         asked = [
@@ -204,6 +212,19 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         text += ["asked for", *asked] if asked else []
     sys.stdout.write("\n".join(text) + "\n")
     return 0
+
+
+def _gather(info: ProcessInfo, settings: Settings, shown: dict[int, Any], began: float) -> bool:
+    """Bring what the nodes say of themselves to rank 0; whether this is rank 0."""
+    place = FileRendezvous(settings.rendezvous_dir, info.run_id, info.node)
+    if info.rank:
+        place.hand_over(f"plan{info.rank}", json.dumps([info.rank, shown[info.rank]]))
+        return False
+    texts = place.collect("plan", info.nodes - 1, began + settings.start_timeout)
+    shown.update(json.loads(text) for text in texts)
+    if len(texts) < info.nodes - 1:
+        report.note(f"only {len(texts) + 1} of {info.nodes} nodes have told what they would start (start_timeout)")
+    return True
 
 
 def _headline(info: ProcessInfo, reason: str) -> str:
@@ -217,7 +238,8 @@ def _headline(info: ProcessInfo, reason: str) -> str:
     elif info.world_size == 1:
         lines.append("1 process: scheduler, client and workers on this node")
     else:
-        names = {SCHEDULER: "rank 0", CLIENT: "rank 1", WORKER: f"ranks 2 to {info.world_size - 1}"}
+        last = info.world_size - 1
+        names = {SCHEDULER: "rank 0", CLIENT: "rank 1", WORKER: f"ranks 2 to {last}" if last > 2 else "rank 2"}
         here = {role_of(info, rank) for rank in range(info.world_size)}
         lines.append(
             f"{info.world_size} ranks on {info.nodes} node{'s' if info.nodes > 1 else ''}: "

@@ -238,11 +238,13 @@ class Rank:
                 descriptor,
                 listen,
                 by_file,
-                dask_config(),
+                config,
             )
             return start_host(orders)
 
         info, settings = self.info, self.settings
+        # Now: a head rank starts its host in a thread, while it imports Dask itself.
+        config = dask_config()
         name = seat.socket_name(info.run_id, info.node, self.environ) if settings.share_node else None
         return Seat(name, hello, start, self.deadline + seat.PATIENCE, settings.stop_timeout, park=park)
 
@@ -313,8 +315,12 @@ def member(info: ProcessInfo) -> str:
 
 
 def _hold(place: Seat) -> None:
-    with contextlib.suppress(BatchletError):  # the hub misses the workers, and says so
+    try:
         place.hold()
+    except BatchletError:
+        pass  # the hub misses the workers, and says so
+    except Exception as error:  # noqa: BLE001
+        report.failure(unexpected(error, "the host of this node's workers"))
 
 
 def unexpected(error: Exception, where: str) -> BatchletError:

@@ -81,23 +81,27 @@ class FileRendezvous(Rendezvous):
 
     def publish(self, meeting: Meeting) -> None:
         """See the base class."""
-        temporary = self.directory / f".{self.run_id}.{secrets.token_hex(8)}"
         try:
-            descriptor = self._create(temporary)
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    file.write(meeting.to_json())
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.rename(self._record)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            self._write(self._record, meeting.to_json())
             self._published = True
             self._refresh(self.directory, sync=True)
         except OSError as error:
             self.withdraw()
             raise self._error(error.strerror or str(error)) from None
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file that is complete from the moment it can be seen."""
+        temporary = self.directory / f".{self.run_id}.{secrets.token_hex(8)}"
+        descriptor = self._create(temporary)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _create(self, path: Path) -> int:
         # Another run in the same directory may end, and remove the directory, between our mkdir and our open.
@@ -201,6 +205,46 @@ class FileRendezvous(Rendezvous):
         # Not empty: another run meets here; it will remove the directory.
         with contextlib.suppress(OSError):
             self.directory.rmdir()
+
+    def hand_over(self, name: str, text: str) -> None:
+        """Give rank 0 something to read, which takes it by `collect`.
+
+        Raises
+        ------
+        RendezvousError
+            If that is not possible.
+        """
+        try:
+            self._make_directory()
+            self._write(self.directory / f"{self.run_id}.{name}", text)
+            self._refresh(self.directory, sync=True)
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from None
+
+    def collect(self, name: str, count: int, deadline: float) -> list[str]:
+        """Take what `count` ranks have handed over under names that begin with `name`.
+
+        Returns
+        -------
+        list of str
+            The texts, fewer if not all were there by the deadline (in seconds of `time.monotonic`).
+        """
+        texts: dict[Path, str] = {}
+        pause = _FIRST_PAUSE
+        while True:
+            self._refresh(self.directory)
+            for path in sorted(self.directory.glob(f"{self.run_id}.{name}*")):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and path not in texts:
+                        texts[path] = path.read_text(encoding="utf-8")
+                    path.unlink()
+            if len(texts) >= count or time.monotonic() > deadline:
+                break
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.4)
+        self.withdraw()
+        return list(texts.values())
 
     def leave_note(self, text: str) -> Path:
         """Write what is for the run's owner alone into ``<run_id>.dashboard``, beside the record.

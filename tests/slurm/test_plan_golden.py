@@ -178,14 +178,7 @@ PROMISES = {
 
 
 # Under srun each rank knows its own node only, and the JSON document is rank 0's.
-OWN_NODE_ONLY = pytest.mark.xfail(
-    strict=True, reason="`--plan --json` under srun on several nodes tells of rank 0's node only"
-)
-
-
-@pytest.mark.parametrize(
-    "launch", [pytest.param(launch, marks=OWN_NODE_ONLY) if launch == "srun" else launch for launch in PROMISES]
-)
+@pytest.mark.parametrize("launch", PROMISES)
 def test_the_plan_is_what_is_started(place: Place, launch: str) -> None:
     """The workers that `--plan --json` names are those that run in the same place: names, threads, memory, on all nodes."""
     launcher, args = PROMISES[launch]
