@@ -41,6 +41,8 @@ _GPUS = (
     "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
     "ZE_AFFINITY_MASK", "SLURM_STEP_GPUS",
 )  # fmt: skip
+# Variables that decide which code a process loads.
+_LOADING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
 # Slurm may keep a task's GPUs from all other tasks by its cgroup, whatever the variables say.
 _GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 
@@ -208,7 +210,7 @@ class _Host:
             hello["python"] == self._facts["python"]
             and hello["cgroups"] == self._facts["cgroups"]
             and not (limit is not None and "/task_" in limit.source)
-            and all(environ.get(name) == os.environ.get(name) for name in _GPUS)
+            and all(environ.get(name) == os.environ.get(name) for name in (*_GPUS, *_LOADING))
             and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
         )
 
