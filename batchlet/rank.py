@@ -295,16 +295,12 @@ class Rank:
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Import something large: looking through what stays for garbage, again and again, takes 5 % of the time of importing.
-
-    What is there at the end is never looked through again, which also makes every later collection faster.
-    """
+    """Import something large: looking through what stays for garbage, again and again, takes 5 % of the time of importing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if enabled:
             gc.enable()
 
@@ -420,6 +416,9 @@ class _SchedulerRank:
         with without_gc():
             from .roles import scheduler
             from .roles.worker import scratch
+
+            # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
+            gc.freeze()
 
         with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
             token = dashboard_token(meeting.secret) if meeting.certificate else None

@@ -53,7 +53,11 @@ def test_link_of_a_worker_node_cut(place: Place) -> None:
         while not noted.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert noted.read_text() == "0\n"
-        finish(running, [r"worker host of ranks 3, 4, 5 on node \S+ died and 3 workers with it; the run goes on with 1$"], ["sum 190"])
+        finish(
+            running,
+            [r"worker host of ranks 3, 4, 5 on node \S+ died and 3 workers with it; the run goes on with 1$"],
+            ["sum 190"],
+        )
     finally:
         running.end()
 
