@@ -124,7 +124,7 @@ class _Host:
             info, where = orders.info, orders.settings.rendezvous_dir
             self._rendezvous = FileRendezvous(where, info.run_id, info.node, told=lambda: self._meeting)
         self._link: Link | None = None
-        self._signals: list[int] = []
+        self._signals: list[tuple[int, str]] = []
         self._guests: dict[str, _Guest] = {}
         self._everyone: list[_Guest] = []
         self._connections = 0
@@ -157,12 +157,13 @@ class _Host:
             server.close()
         return code
 
-    def signalled(self, number: int) -> None:
-        """Pass a signal on to rank 0, which tells the client."""
+    def signalled(self, number: int, by: str | None = None) -> None:
+        """Pass a signal that this process or a rank here got on to rank 0, which tells the client."""
+        by = by or member(self._orders.info)
         if self._link is None:
-            self._signals.append(number)
+            self._signals.append((number, by))
         else:
-            self._link.send("signalled", number=number)
+            self._link.send("signalled", number=number, member=by)
 
     # Ranks
 
@@ -185,7 +186,7 @@ class _Host:
                 self._meeting = self._meeting or Meeting(**hello["meeting"])
             self._background(self._host_workers(guest))
             while line := await reader.readline():
-                self.signalled(int(line.split()[1]))
+                self.signalled(int(line.split()[1]), guest.member)
         except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             # Not raised on: asyncio would print the end of a task that we end ourselves.
             pass
@@ -254,8 +255,8 @@ class _Host:
             )
             if self._problem is not None:
                 raise self._problem
-            for number in self._signals:
-                link.send("signalled", number=number)
+            for number, by in self._signals:
+                link.send("signalled", number=number, member=by)
             timeline.mark("rank 0 found")
             self._told = link.wait("welcome", self._deadline + _PATIENCE)["facts"]
             self._address = reachable_host(info.node, info.nodes, settings.interface)

@@ -270,7 +270,8 @@ class Hub:
         elif op == "failed":
             self._fail(error_named(str(message.get("kind")), str(message.get("message"))))
         elif op == "signalled":
-            self._pass_signal(int(message["number"]), f"{_called(peer.name)} on node {peer.node}")
+            who = _called(str(message.get("member", peer.name)))
+            self._pass_signal(int(message["number"]), f"{who} on node {peer.node}")
         elif op == "done":
             self._stop()
         elif op == "bye":

@@ -157,7 +157,7 @@ def test_flag_changes_the_cluster(place: Place) -> None:
 REFUSED = {
     "missing script": (["no_such_script.py"], "There is no script 'no_such_script.py'"),
     "unknown flag": (["--no-such-option=1", "app.py"], "--no-such-option"),
-    "nothing to run": ([], "-m module"),
+    "nothing to run": ([], "name a script, give -m module"),
     "value": (["--workers-per-node=0", "-c", "pass"], "workers_per_node='0'"),
     "value with --plan": (["--plan", "--workers-per-node=0"], "workers_per_node='0'"),
 }

@@ -160,7 +160,6 @@ def test_ranks_that_wait_are_small(place: Place) -> None:
         shells = [rank for rank in ranks if rank.cmdline()[-1] == PARKED]
         assert len(shells) == 2
         assert all(rank.memory_full_info().uss < 2 << 20 for rank in shells)
-        assert all(rank.memory_full_info().uss < 40 << 20 for rank in ranks)
         before = [sum(rank.cpu_times()[:2]) for rank in ranks]
         psutil.cpu_percent(1.0)
         assert [sum(rank.cpu_times()[:2]) for rank in ranks] == before
