@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -25,6 +26,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Wakes the main thread from whatever it waits for. The default action of this signal is to do nothing, so that one that
 # comes too late does no harm; hardly any program uses it.
 _WAKE = signal.SIGURG
+# Seconds after which the main thread is woken again, and how often that is of use: the handler may be the user's own.
+_AGAIN, _TRIES = 0.2, 5
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -86,7 +89,7 @@ class ClientGuard:
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Watch over the user's code."""
-        with handled(self._on_signal), handled(self._on_wake, _WAKE):
+        with handled(self._on_signal), handled(self._on_wake, _WAKE), self._insisting():
             try:
                 yield
             finally:
@@ -105,15 +108,57 @@ class ClientGuard:
         if self._error is not None or self._over.is_set():
             return
         self._error = error
-        signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
         self._expire(error, self._stop_timeout)
 
     def terminate(self, number: int, where: str) -> None:
         """Bring a signal that another rank got; may be called from any thread."""
         if self._error is None and not self._over.is_set():
             self._error = terminated(number, where)
-            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
             self._expire(self._error, self._grace)
+
+    @contextlib.contextmanager
+    def _insisting(self) -> Iterator[None]:
+        """See that the main thread handles its signals at once.
+
+        Python runs a handler when the main thread comes to its next instruction. A signal that comes a microsecond before
+        that thread begins to wait, or that the system hands to another thread, does not end the waiting.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        if before != -1:
+            # An event loop's, which never waits for anything else.
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+            os.close(writer)
+            os.close(reader)
+            yield
+            return
+
+        def listen() -> None:
+            while numbers := os.read(reader, 64):
+                if set(numbers) & set(_SIGNALS):
+                    self._wake()
+            os.close(reader)
+
+        threading.Thread(target=listen, name="batchlet-signals", daemon=True).start()
+        try:
+            yield
+        finally:
+            last = signal.set_wakeup_fd(-1)
+            if last not in (-1, writer):
+                signal.set_wakeup_fd(last, warn_on_full_buffer=False)
+            os.close(writer)
+
+    def _wake(self) -> None:
+        """Interrupt the main thread until it has heard; not to be called by itself."""
+        for _ in range(_TRIES):
+            if self._delivered.is_set() or self._over.is_set():
+                break
+            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+            self._delivered.wait(_AGAIN)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._over.is_set() or self._delivered.is_set():
@@ -143,7 +188,9 @@ class ClientGuard:
         """End the process if the user's code has not come back by then; it may be stuck in compiled code."""
 
         def wait() -> None:
-            if self._over.wait(seconds):
+            until = time.monotonic() + seconds
+            self._wake()
+            if self._over.wait(max(0.0, until - time.monotonic())):
                 return
             report.note(f"the script did not end within {seconds:g} s; its process is ended")
             with contextlib.suppress(Exception):

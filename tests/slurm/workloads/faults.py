@@ -140,11 +140,22 @@ def cleans_up(client):
     """Have a task under way, and use the cluster after the signal, in a callback and in a `finally` block."""
     runner.on_terminate(lambda number: say(f"callback {number} {client.submit(lambda: 'works').result(10)}"))
     running = client.submit(lambda: time.sleep(2) or "completed", pure=False)
-    say("under way")
     try:
+        # In here: a signal may come as soon as this is read.
+        say("under way")
         time.sleep(60)
     finally:
         say(f"finally {client.submit(lambda: 'works too').result(10)}, task {running.result(10)}")
+
+
+def waits_deaf(client):
+    """Wait in a main thread that no signal reaches: the system gives those of the process to another thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    try:
+        say("under way")
+        time.sleep(60)
+    finally:
+        say(f"finally {client.submit(lambda: 'works too').result(10)}")
 
 
 def soaks(client):
@@ -241,6 +252,7 @@ def always_exits(client):
 
 
 FAULTS = {
+    "waits-deaf": waits_deaf,
     "fine": fine,
     "import-error": fine,
     "late": fine,
