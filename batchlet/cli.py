@@ -15,7 +15,7 @@ from typing import Any
 
 from . import __version__, report
 from .environments import ProcessInfo, select
-from .errors import BatchletError, UsageError
+from .errors import EndError, UsageError
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .rendezvous import FileRendezvous
@@ -118,7 +118,7 @@ def _run(program: Program, keywords: dict[str, Any]) -> int:
             runner._run.refuse(error)
         with runner, _default_client(runner):
             program.run()
-    except (BatchletError, SystemExit):
+    except (EndError, SystemExit):
         raise
     except KeyboardInterrupt as error:
         show_exception(error)
@@ -181,7 +181,7 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
         if info.mode == "slurm" and info.nodes > 1 and not _gather(info, settings, shown, began):
             return 0
-    except BatchletError as error:
+    except EndError as error:
         if Run.first_process(os.environ):
             report.failure(error)
         return error.exit_code

@@ -2,24 +2,26 @@
 
 ::
 
-    BatchletError                    1   base class; never raised itself
-    ├── InputError                   2   something that the user, the script or the site can change
-    │   ├── SettingsError                a keyword, flag or BATCHLET_* variable
-    │   ├── LauncherError                a launcher's variable is missing or malformed
-    │   ├── PlanError                    more was asked for than the allocation holds
-    │   ├── NetworkError                 the interface or address cannot be used
-    │   └── UsageError                   the runner was used in a way that cannot work
-    ├── RendezvousError              2   the directory in which the ranks meet cannot be used
-    ├── StartTimeoutError           80   the cluster was not complete at the deadline
-    ├── ClusterLostError            81   the scheduler, or too many workers, died under the client
-    ├── ClientLostError             82   the client died without a word (what the other ranks see)
-    ├── VersionMismatchError        83   the ranks run different versions of Python or Dask
+    EndError                             a SystemExit; never raised itself
+    ├── BatchletError                1   an Exception as well
+    │   ├── InputError               2   something that the user, the script or the site can change
+    │   │   ├── SettingsError            a keyword, flag or BATCHLET_* variable
+    │   │   ├── LauncherError            a launcher's variable is missing or malformed
+    │   │   ├── PlanError                more was asked for than the allocation holds
+    │   │   ├── NetworkError             the interface or address cannot be used
+    │   │   ├── UsageError               the runner was used in a way that cannot work
+    │   │   └── RendezvousError          the directory in which the ranks meet cannot be used
+    │   ├── StartTimeoutError       80   the cluster was not complete at the deadline
+    │   ├── ClusterLostError        81   the scheduler, or too many workers, died under the client
+    │   ├── ClientLostError         82   the client died without a word (what the other ranks see)
+    │   └── VersionMismatchError    83   the ranks run different versions of Python or Dask
     └── TerminatedError        128 + n   signal number n (SIGTERM 143: scancel, preemption, time limit)
         └── InterruptedRunError    130   SIGINT (Ctrl-C); also a KeyboardInterrupt
 
-An error is both an ordinary exception and a `SystemExit`: code that catches it (``except BatchletError``, ``except
-Exception``) goes on as usual; nobody catching it ends the process with the documented exit code and without a traceback,
-because Batchlet has printed the message by then, once for all ranks.
+All are `SystemExit`: nobody catching one ends the process with the documented exit code and without a traceback, because
+Batchlet has printed the message by then, once for all ranks. What has gone wrong is an ordinary exception as well, which
+``except Exception`` catches. A signal is none: a script that tries each of its steps and goes on with the next one would
+not end before its grace period does.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = [
     "BatchletError",
     "ClientLostError",
     "ClusterLostError",
+    "EndError",
     "InputError",
     "InterruptedRunError",
     "LauncherError",
@@ -47,8 +50,8 @@ __all__ = [
 ]
 
 
-class BatchletError(Exception, SystemExit):
-    """Base class of all errors of Batchlet.
+class EndError(SystemExit):
+    """Base class of all that Batchlet ends a process with.
 
     Parameters
     ----------
@@ -69,6 +72,10 @@ class BatchletError(Exception, SystemExit):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = self.exit_code
+
+
+class BatchletError(EndError, Exception):
+    """Base class of all that can go wrong; also an ordinary exception."""
 
 
 class InputError(BatchletError):
@@ -133,8 +140,11 @@ class VersionMismatchError(BatchletError):
     exit_code = 83
 
 
-class TerminatedError(BatchletError):
-    """The run was told to end by a signal; raised in the client's main thread, while the cluster still works."""
+class TerminatedError(EndError):
+    """The run was told to end by a signal; raised in the client's main thread, while the cluster still works.
+
+    No `Exception`, as `KeyboardInterrupt` is none.
+    """
 
     same_on_every_rank = True
     exit_code = 128 + signal.SIGTERM
@@ -163,7 +173,7 @@ def terminated(number: int, where: str = "") -> TerminatedError:
     return error
 
 
-def error_named(name: str, message: str) -> BatchletError:
+def error_named(name: str, message: str) -> EndError:
     """Make the error that another rank reported by the name of its class.
 
     Parameters

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import report, seat, timeline
 from .environments.base import Figure
-from .errors import BatchletError
+from .errors import EndError
 from .network import reachable_host
 from .orders import HostOrders
 from .plan import WORKER, WorkerPlan, make_plan
@@ -84,7 +84,7 @@ def host(orders: HostOrders, began: float) -> int:
 
         dask.config.update(dask.config.config, orders.dask_config)
     with contextlib.ExitStack() as stack:
-        problem: BatchletError | None = None
+        problem: EndError | None = None
         directory = ""
         try:
             with without_gc():
@@ -95,7 +95,7 @@ def host(orders: HostOrders, began: float) -> int:
             stack.enter_context(worker.configured())
             timeline.mark("Dask imported")
             fork_server.start(directory, max(len(orders.info.local_ranks), orders.settings.workers_per_node or 0))
-        except BatchletError as error:
+        except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
             problem = unexpected(error, f"the host of the workers on node {orders.info.node}")
@@ -107,7 +107,7 @@ def host(orders: HostOrders, began: float) -> int:
 class _Host:
     """The host at work, in one event loop."""
 
-    def __init__(self, orders: HostOrders, began: float, directory: str, problem: BatchletError | None) -> None:
+    def __init__(self, orders: HostOrders, began: float, directory: str, problem: EndError | None) -> None:
         self._orders = orders
         self._directory = directory
         self._settings = orders.settings
@@ -234,7 +234,7 @@ class _Host:
 
     # Rank 0
 
-    def _join(self) -> BatchletError | None:
+    def _join(self) -> EndError | None:
         """Find rank 0 and learn what it knows; in a thread. Gives the reason if that is not possible."""
         info, settings = self._orders.info, self._settings
         rendezvous = self._rendezvous
@@ -260,7 +260,7 @@ class _Host:
             timeline.mark("rank 0 found")
             self._told = link.wait("welcome", self._deadline + _PATIENCE)["facts"]
             self._address = reachable_host(info.node, info.nodes, settings.interface)
-        except BatchletError as error:
+        except EndError as error:
             return error
         return None
 
@@ -306,7 +306,7 @@ class _Host:
         assert link is not None
         guest.send("seated")
         plans = self._plan(guest)
-        if isinstance(plans, BatchletError):
+        if isinstance(plans, EndError):
             link.send("failed", kind=type(plans).__name__, message=str(plans))
             return
         link.send("plan", member=guest.member, workers=[[w.name, w.threads, w.memory] for w in plans])
@@ -328,10 +328,10 @@ class _Host:
             pass
         except Exception as error:  # noqa: BLE001
             if not guest.gone and not self._over.is_set():
-                failure = error if isinstance(error, BatchletError) else worker.start_failure("worker", error)
+                failure = error if isinstance(error, EndError) else worker.start_failure("worker", error)
                 link.send("failed", kind=type(failure).__name__, message=str(failure))
 
-    def _plan(self, guest: _Guest) -> tuple[WorkerPlan, ...] | BatchletError:
+    def _plan(self, guest: _Guest) -> tuple[WorkerPlan, ...] | EndError:
         """What the rank itself would plan, with what rank 0 knows besides."""
         told = self._told.get(self._orders.info.node)
         facts = replace(self._host_facts, affinity=len(guest.cpus) or self._host_facts.affinity)
@@ -340,7 +340,7 @@ class _Host:
             grant = self._orders.environment.grant(guest.environ)
             figure = Figure(int(told[0]), str(told[1])) if told else None
             return make_plan(info, node_resources(grant, facts, figure), self._settings).hosted
-        except BatchletError as error:
+        except EndError as error:
             return error
 
     async def _close(self) -> None:
@@ -360,7 +360,7 @@ class _Host:
         for guest in self._everyone:
             guest.nannies.clear()
 
-    def _end(self, problem: BatchletError | None) -> int:
+    def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""
         link = self._link
         if problem is not None and link is not None and link.end is None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .environments.base import read_int
 from .environments.slurm import SlurmStep, slots
-from .errors import BatchletError
+from .errors import EndError
 from .orders import HostOrders, StepOrders, receive
 from .plan import SCHEDULER
 from .rank import Rank
@@ -65,7 +65,7 @@ def main() -> int:
             # Taking the interpreter apart, with all that Dask has imported, takes a tenth of a second.
             os._exit(code)
         return _take_part(orders, began)
-    except BatchletError as error:
+    except EndError as error:
         # Rank 0 has printed it, or the starter will miss us.
         return error.exit_code
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import report, seat
 from .environments import Environment, Figure, ProcessInfo
-from .errors import BatchletError, NetworkError, PlanError
+from .errors import BatchletError, EndError, NetworkError, PlanError
 from .network import reachable_host
 from .orders import HostOrders, dask_config, start_host
 from .plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
@@ -137,7 +137,7 @@ class Rank:
         ------
         StartTimeoutError
             If rank 0 cannot be reached.
-        BatchletError
+        EndError
             The root cause, if the run has failed.
         """
         from .supervision.link import Link
@@ -192,7 +192,7 @@ class Rank:
         rank = self.info.rank
         return self.role != WORKER and rank in self.info.local_ranks and hosts_workers(self.info, self.settings, rank)
 
-    def fail_all(self, error: BatchletError) -> None:
+    def fail_all(self, error: EndError) -> None:
         """End the run for all ranks with this rank's error; rank 0 prints it and answers with the end of the run."""
         self.link.send("failed", kind=type(error).__name__, message=str(error))
         self.link.wait("end", time.monotonic() + _PATIENCE)
@@ -313,13 +313,13 @@ def member(info: ProcessInfo) -> str:
 def _hold(place: Seat) -> None:
     try:
         place.hold()
-    except BatchletError:
+    except EndError:
         pass  # the hub misses the workers, and says so
     except Exception as error:  # noqa: BLE001
         report.failure(unexpected(error, "the host of this node's workers"))
 
 
-def unexpected(error: Exception, where: str) -> BatchletError:
+def unexpected(error: Exception, where: str) -> EndError:
     """Make the report of an error that nobody foresaw, with the last lines of its traceback."""
     import traceback
 
@@ -333,7 +333,7 @@ class _SchedulerRank:
     def __init__(self, rank: Rank, rendezvous: Rendezvous) -> None:
         self._rank = rank
         self._rendezvous = rendezvous
-        self._failure: BatchletError | None = None
+        self._failure: EndError | None = None
         self._over = threading.Event()
         self._stop_serving: Callable[[], object] | None = None
 
@@ -373,7 +373,7 @@ class _SchedulerRank:
         try:
             with handled(lambda number, _: hub.signalled(number, where)):
                 self._meet(hub, host, meeting, failure)
-        except BatchletError:
+        except EndError:
             raise
         except Exception as error:  # noqa: BLE001
             hub.fail(unexpected(error, where))
@@ -384,13 +384,13 @@ class _SchedulerRank:
             hub.close()
         return self._failure.exit_code if self._failure is not None else 0
 
-    def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
+    def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: EndError | None) -> None:
         self._rendezvous.publish(meeting)
         mark("record published")
         with self._rank.host_beside(meeting):
             self._welcome(hub, host, meeting, failure)
 
-    def _welcome(self, hub: Hub, host: str, meeting: Meeting, failure: BatchletError | None) -> None:
+    def _welcome(self, hub: Hub, host: str, meeting: Meeting, failure: EndError | None) -> None:
         info = self._rank.info
         facts = self._rank.facts()
         told = facts.get(info.node)
@@ -403,7 +403,7 @@ class _SchedulerRank:
         else:
             self._serve(hub, host, meeting)
 
-    def _host(self) -> tuple[str, BatchletError | None]:
+    def _host(self) -> tuple[str, EndError | None]:
         """Address to listen on, and what is wrong with it; the other ranks hear of that through the hub."""
         try:
             return self._rank.reachable_host(), None
@@ -449,10 +449,10 @@ class _SchedulerRank:
 
     def _remove_note(self) -> None:
         """Remove the note of a client that was killed."""
-        with contextlib.suppress(BatchletError):
+        with contextlib.suppress(EndError):
             self._rank.notes().remove_note()
 
-    def _on_failure(self, error: BatchletError) -> None:
+    def _on_failure(self, error: EndError) -> None:
         self._failure = error
         report.failure(error, time.monotonic() - self._rank.began)
 

@@ -7,7 +7,7 @@ import stat
 import sys
 import time
 
-from .errors import BatchletError, InputError
+from .errors import EndError, InputError
 from .settings import LOG_LEVELS, describe_bytes
 
 __all__ = ["duration", "ended", "failure", "log_level", "note", "others_may_read", "started"]
@@ -41,12 +41,12 @@ def others_may_read() -> bool:
     return "SLURM_JOB_ID" in os.environ and not os.isatty(2)
 
 
-def failure(error: BatchletError, seconds: float | None = None) -> None:
+def failure(error: EndError, seconds: float | None = None) -> None:
     """Say what went wrong; the message itself names what was found, what was needed and what to type.
 
     Parameters
     ----------
-    error : BatchletError
+    error : EndError
         The root cause.
     seconds : float, optional
         Time from the start of the run to the failure, where something had been started.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from . import report, timeline
 from .environments import is_first, select
-from .errors import BatchletError, TerminatedError, UsageError, terminated
+from .errors import EndError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
 from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
 from .rank import Rank, without_gc
@@ -77,7 +77,7 @@ class Run:
             info = environment.process(os.environ)
             self._known = Rank(self._settings, environment, info, os.environ, self._began)
             self._meeting_place = self._choose_rendezvous(self._known)
-        except BatchletError as error:
+        except EndError as error:
             self.refuse(error)
 
     def _join(self, outer: Run, options: Mapping[str, object]) -> None:
@@ -181,7 +181,7 @@ class Run:
                 self._run_local(local.start(self.plan, self._settings, *self._local_place()))
             else:
                 self._take_part()
-        except BatchletError as error:
+        except EndError as error:
             self._abandon(error)
         except BaseException:
             self._stack.close()
@@ -204,7 +204,7 @@ class Run:
                 self._run_local(await local.start_async(self.plan, self._settings, *self._local_place()))
             else:
                 await asyncio.to_thread(self._take_part)
-        except BatchletError as error:
+        except EndError as error:
             self._abandon(error)
         except BaseException:
             self._stack.close()
@@ -218,7 +218,7 @@ class Run:
         if self._outer is None and self._rank.info.world_size > 1 and self.mode != "allocation":
             try:
                 self._check_rendezvous()
-            except BatchletError as error:
+            except EndError as error:
                 self.refuse(error)
 
     def _choose_rendezvous(self, rank: Rank) -> Rendezvous:
@@ -349,7 +349,7 @@ class Run:
             self._notes = self._rank.notes(self._scratch)
             self._stack.callback(self._notes.remove_note)
             path = self._notes.leave_note("\n".join([address, *([tunnel] if tunnel else [])]) + "\n")
-        except BatchletError:
+        except EndError:
             where = self._settings.rendezvous_dir
             return f"runner.dashboard_link has it (others may read this, and {where} cannot be written)"
         with contextlib.suppress(ValueError, OSError):
@@ -440,7 +440,7 @@ class Run:
         if lost is not None:
             raise lost from None
 
-    def _loss(self, error: BaseException | None) -> BatchletError | None:
+    def _loss(self, error: BaseException | None) -> EndError | None:
         """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
         assert self._guard is not None
         link = self._rank.link
@@ -450,7 +450,7 @@ class Run:
             # Dask may notice that its scheduler is gone a moment before we do.
             link.wait_end(_MOMENT)
         self._guard.end()
-        if error is None or isinstance(error, (BatchletError, SystemExit)):
+        if error is None or isinstance(error, (EndError, SystemExit)):
             return None
         # Raised in the midst of a library, the guard's error may come out as the cause of another one.
         cause: BaseException | None = error
@@ -458,7 +458,7 @@ class Run:
             if cause is self._guard.error:
                 return self._guard.error
             cause = cause.__cause__ or cause.__context__
-        lost: BatchletError | None = link.end if link is not None and from_dask else None
+        lost: EndError | None = link.end if link is not None and from_dask else None
         return lost
 
     def _leave(self) -> None:
@@ -469,7 +469,7 @@ class Run:
         if link is None:
             return
         link.send("done")
-        with contextlib.suppress(BatchletError):
+        with contextlib.suppress(EndError):
             bye = link.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
             if self._settings.timeline:
                 for line in timeline.lines({"the client": self._marks, **bye["timeline"]}):
@@ -526,7 +526,7 @@ class Run:
                 )
             )
 
-    def _speaks_of(self, error: BatchletError) -> bool:
+    def _speaks_of(self, error: EndError) -> bool:
         """Whether this process prints an error that rank 0 has not printed."""
         if error.same_on_every_rank:
             return self._speaks()
@@ -551,7 +551,7 @@ class Run:
             return self._known.info.rank == 0 or self.mode == "allocation"
         return self.first_process(os.environ)
 
-    def refuse(self, error: BatchletError) -> NoReturn:
+    def refuse(self, error: EndError) -> NoReturn:
         """End with an error that nothing was started for."""
         if not error.same_on_every_rank or self._speaks():
             report.failure(error)
@@ -562,7 +562,7 @@ class Run:
             self._meeting_place.abandon(error.exit_code)
         raise error from None
 
-    def _abandon(self, error: BatchletError) -> NoReturn:
+    def _abandon(self, error: EndError) -> NoReturn:
         """End with an error while starting or taking part."""
         link = self._rank.link
         hub_speaks = link is not None and link.hub_is_alive and link.end is not None

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BatchletError, LauncherError, RendezvousError, StartTimeoutError
+from ..errors import EndError, LauncherError, RendezvousError, StartTimeoutError
 from .base import Meeting, Rendezvous
 
 __all__ = ["Layout", "MpiRendezvous", "MpiUnavailableError"]
@@ -99,7 +99,7 @@ class MpiRendezvous(Rendezvous):
         self._layout: Layout | None = None
         self._record = b""
         self._meeting: Meeting | None = None
-        self._error: BatchletError | None = None
+        self._error: EndError | None = None
         self._code: int | None = None
         self._published = threading.Event()
         self._leaving = threading.Event()
@@ -227,7 +227,7 @@ class MpiRendezvous(Rendezvous):
                 self._finalise(mpi)
             self._over.set()
             return
-        except BatchletError as error:
+        except EndError as error:
             self._error = error
         except _GivenUp:
             self._error = self._timeout()

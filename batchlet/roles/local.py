@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import LocalCluster
 
-from ..errors import BatchletError
+from ..errors import EndError
 from ..plan import Plan
 from ..settings import Settings
 from .dashboard import guard
@@ -96,7 +96,7 @@ class _Cluster(LocalCluster):  # type: ignore[misc]
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except BatchletError:
+    except EndError:
         raise
     except Exception as error:
         raise start_failure(what, error) from error

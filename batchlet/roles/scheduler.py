@@ -12,7 +12,7 @@ import dask.config
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from ..errors import BatchletError, InputError
+from ..errors import EndError, InputError
 from ..settings import Settings
 from ..supervision.hub import Hub
 from ..timeline import mark
@@ -131,7 +131,7 @@ async def _beat(hub: Hub) -> None:
         await asyncio.sleep(_BEAT)
 
 
-def start_failure(what: str, error: Exception) -> BatchletError:
+def start_failure(what: str, error: Exception) -> EndError:
     """Make the message for a part of Dask that did not start; the cause is most often an option passed through."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import importlib
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +180,11 @@ _LONGEST_SOCKET_DIRECTORY = 104 - len("/listener-xxxxxxxx") - 1
 
 
 _directories: set[str] = set()
+_PREFIX = "batchlet-"
+# What marks a directory as ours; a user's own may be called batchlet-something, too.
+_LOCK = ".batchlet-lock"
+# Seconds after which a directory that nobody has locked is nobody's, and not just about to be locked.
+_STALE = 60.0
 
 
 def remove_scratch() -> None:
@@ -209,14 +216,17 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
                 f"The scratch directory {base} cannot be trusted: {problem}, so that others could put their own files in the "
                 "place of the run's. Set local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) to a directory of your own."
             )
-        directory = tempfile.mkdtemp(prefix=f"batchlet-{run_id}-", dir=base)
+        directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=base)
         short = len(directory) <= _LONGEST_SOCKET_DIRECTORY
-        sockets = directory if short else tempfile.mkdtemp(prefix="batchlet-", dir="/tmp")
+        sockets = directory if short else tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
     except OSError as error:
         raise SettingsError(
             f"The scratch directory {base} cannot be used ({error.strerror}): set local_directory= "
             "(BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) to a directory on the node's own disk."
         ) from None
+    locks = [lock for place in {directory, sockets} if (lock := _lock(place, new=True)) is not None]
+    for place in {base, os.path.dirname(sockets)}:  # noqa: PTH120
+        _sweep(place)
     # A session of its own, so that signals to this process's group do not end it first.
     janitor = subprocess.Popen(
         ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$@"', "sh", directory, sockets],
@@ -233,7 +243,42 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
         if config.get("tempdir") == sockets:
             del config["tempdir"]
         janitor.communicate()
+        for lock in locks:
+            os.close(lock)
         _directories.difference_update((directory, sockets))
+
+
+def _lock(directory: str, *, new: bool) -> int | None:
+    """Show others that a directory is in use, for as long as this process or one that is forked from it lives.
+
+    `None` if it is in use already, or none of ours, or on a file system without locks.
+    """
+    descriptor: int | None = None
+    try:
+        flags = os.O_CREAT | os.O_EXCL if new else os.O_NOFOLLOW
+        descriptor = os.open(os.path.join(directory, _LOCK), os.O_RDWR | flags, 0o600)  # noqa: PTH118
+        if not new and time.time() - os.fstat(descriptor).st_mtime < _STALE:
+            raise BlockingIOError
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(base: str) -> None:
+    """Remove what earlier runs of this user have left on this node, where Slurm had killed all of their processes at once."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(base)):
+            if not entry.name.startswith(_PREFIX) or not entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                continue
+            lock = _lock(entry.path, new=False)
+            if lock is not None:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                os.close(lock)
 
 
 async def start(

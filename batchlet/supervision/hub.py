@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import (
-    BatchletError,
     ClusterLostError,
+    EndError,
     StartTimeoutError,
     VersionMismatchError,
     error_named,
@@ -103,7 +103,7 @@ class Hub:
         quorum: Callable[[int], int | None],
         on_met: Callable[[], None],
         on_stop: Callable[[], None],
-        on_failure: Callable[[BatchletError], None],
+        on_failure: Callable[[EndError], None],
         on_loss: Callable[[str], None],
         on_stuck: Callable[[], None],
         places: Callable[[], Mapping[int, str]],
@@ -135,7 +135,7 @@ class Hub:
         self._timeline: dict[str, Marks] = {}
         self._facts: Mapping[str, Any] | None = None
         self._start: Message | None = None
-        self._failure: BatchletError | None = None
+        self._failure: EndError | None = None
         self._signal: Message | None = None
         self._beat = 0.0
         self._phase = "starting"
@@ -180,7 +180,7 @@ class Hub:
         """Pass a signal that a rank got on to the client."""
         self._call(self._pass_signal, number, where)
 
-    def fail(self, error: BatchletError) -> None:
+    def fail(self, error: EndError) -> None:
         """End the run for all ranks."""
         self._call(self._fail, error)
 
@@ -464,7 +464,7 @@ class Hub:
             if not peer.left:
                 peer.send(message)
 
-    def _fail(self, error: BatchletError) -> None:
+    def _fail(self, error: EndError) -> None:
         if self._phase in ("failed", "stopping"):
             return
         self._phase = "failed"
@@ -514,7 +514,7 @@ class Hub:
             peer.writer.close()
 
 
-def _end(error: BatchletError) -> Message:
+def _end(error: EndError) -> Message:
     return {"op": "end", "kind": type(error).__name__, "message": str(error)}
 
 

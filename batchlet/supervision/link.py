@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import BatchletError, ClusterLostError, StartTimeoutError, error_named
+from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
 from ..rendezvous.base import Meeting
 from ..security import Credentials, pinned
 from .protocol import Message, ProtocolError, connect, encode, receive, run_loop
@@ -101,7 +101,7 @@ class Link:
 
         Raises
         ------
-        BatchletError
+        EndError
             The root cause, if the run ends instead.
         StartTimeoutError
             If the deadline (in seconds of `time.monotonic`) passes first.
@@ -119,7 +119,7 @@ class Link:
             return self._seen[op]
 
     @staticmethod
-    def failure(end: Message) -> BatchletError:
+    def failure(end: Message) -> EndError:
         """Make the error of an ``end`` message."""
         return error_named(str(end.get("kind")), str(end.get("message")))
 
@@ -133,7 +133,7 @@ class Link:
         return op in self._seen
 
     @property
-    def end(self) -> BatchletError | None:
+    def end(self) -> EndError | None:
         """The root cause, if the run has failed."""
         return self.failure(self._seen["end"]) if "end" in self._seen else None
 
@@ -163,7 +163,7 @@ class Link:
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout)
 
-    async def _connect(self, deadline: float) -> BatchletError | None:
+    async def _connect(self, deadline: float) -> EndError | None:
         """Connect, or give the reason why not: a `SystemExit`, which our errors are, must not be raised in a task."""
         while True:
             try:

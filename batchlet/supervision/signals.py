@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from .. import report
-from ..errors import BatchletError, terminated
+from ..errors import EndError, terminated
 
 __all__ = ["ClientGuard", "handled"]
 
@@ -77,12 +77,12 @@ class ClientGuard:
         self._stop_timeout = stop_timeout
         self._leave = leave
         self._callbacks = callbacks
-        self._error: BatchletError | None = None
+        self._error: EndError | None = None
         self._delivered = threading.Event()
         self._over = threading.Event()
 
     @property
-    def error(self) -> BatchletError | None:
+    def error(self) -> EndError | None:
         """The bad news, if there is any."""
         return self._error
 
@@ -103,7 +103,7 @@ class ClientGuard:
         """Wait a moment until the news has reached the main thread, in another thread."""
         self._delivered.wait(seconds)
 
-    def deliver(self, error: BatchletError) -> None:
+    def deliver(self, error: EndError) -> None:
         """Raise `error` in the main thread; may be called from any thread. Only the first error counts."""
         if self._error is not None or self._over.is_set():
             return
@@ -184,7 +184,7 @@ class ClientGuard:
                     report.note(f"on_terminate callback failed: {type(problem).__name__}: {problem}")
         raise error
 
-    def _expire(self, error: BatchletError, seconds: float) -> None:
+    def _expire(self, error: EndError, seconds: float) -> None:
         """End the process if the user's code has not come back by then; it may be stuck in compiled code."""
 
         def wait() -> None:

@@ -66,6 +66,11 @@ CASES = {
         "waits-deaf", 143, ["^batchlet: .*SIGTERM"], ["finally works too"], ready="under way",
         act=strike(signal.SIGTERM),
     ),
+    "SIGTERM to a script that goes on": Fault(
+        "A signal is nothing that a script's `except Exception` takes for one failed step of many.",
+        "goes-on", 143, ["^batchlet: .*SIGTERM"], ready="under way",
+        act=strike(signal.SIGTERM),
+    ),
     "ignored": Fault(
         "A script that does not end within grace is ended.", "ignores-sigterm", 143,
         ["the script did not end within 2 s"], env=GRACE, act=strike(signal.SIGTERM), within=2 + 4,

@@ -12,6 +12,7 @@ import pytest
 from batchlet import errors
 
 CODES = {
+    "EndError": 1,
     "BatchletError": 1,
     "InputError": 2,
     "SettingsError": 2,
@@ -44,16 +45,21 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code():
     for indent, name, _ in drawn:
         parents[len(indent)] = name
         above = max((column for column in parents if column < len(indent)), default=None)
-        # RendezvousError is drawn beside InputError, which it is a kind of.
-        assert issubclass(CLASSES[name], CLASSES[parents[above]] if above is not None else errors.BatchletError)
+        assert issubclass(CLASSES[name], CLASSES[parents[above]] if above is not None else SystemExit)
 
 
 @pytest.mark.parametrize("cls", CLASSES.values())
-def test_an_error_is_caught_like_any_other_exception(cls):
-    with pytest.raises(Exception, match="what was found") as caught:
+def test_an_error_is_caught_like_any_other_exception_and_a_signal_like_ctrl_c(cls):
+    with pytest.raises(BaseException, match="what was found") as caught:
         raise cls("what was found")
-    assert isinstance(caught.value, errors.BatchletError)
-    assert str(caught.value) == "what was found"
+    error = caught.value
+    assert isinstance(error, errors.EndError)
+    assert (
+        isinstance(error, Exception)
+        == isinstance(error, errors.BatchletError)
+        == (cls is not errors.EndError and error.exit_code < 128)
+    )
+    assert str(error) == "what was found"
 
 
 @pytest.mark.parametrize("name", ["BatchletError", "PlanError", "ClientLostError", "InterruptedRunError"])
@@ -64,7 +70,7 @@ def test_an_error_that_nobody_catches_ends_the_process_with_its_code_and_without
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", [name for name, code in CODES.items() if code < 128])
+@pytest.mark.parametrize("name", [name for name, code in CODES.items() if code < 128 and name != "EndError"])
 def test_an_error_survives_the_way_to_another_rank(name):
     error = errors.error_named(name, "rank 3 said so")
     assert (type(error).__name__, str(error), error.code) == (name, "rank 3 said so", CODES[name])

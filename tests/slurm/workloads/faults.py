@@ -158,6 +158,16 @@ def waits_deaf(client):
         say(f"finally {client.submit(lambda: 'works too').result(10)}")
 
 
+def goes_on(client):
+    """Try one step after another, whatever becomes of them."""
+    for number in range(100):
+        try:
+            say("under way")
+            client.submit(time.sleep, 0.2, pure=False).result()
+        except Exception as error:
+            say(f"step {number} failed: {error}")
+
+
 def soaks(client):
     """Work for some seconds, then do what the other arguments say."""
     until = time.monotonic() + float(arguments.pop(0))
@@ -253,6 +263,7 @@ def always_exits(client):
 
 FAULTS = {
     "waits-deaf": waits_deaf,
+    "goes-on": goes_on,
     "fine": fine,
     "import-error": fine,
     "late": fine,
