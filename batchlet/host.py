@@ -21,7 +21,7 @@ from .errors import EndError
 from .network import reachable_host
 from .orders import HostOrders
 from .plan import WORKER, WorkerPlan, make_plan
-from .rank import member, unexpected, without_gc
+from .rank import importing, member, unexpected
 from .rendezvous.base import Meeting, Rendezvous
 from .rendezvous.file import FileRendezvous
 from .rendezvous.pipe import PipeRendezvous
@@ -87,7 +87,7 @@ def host(orders: HostOrders, began: float) -> int:
         problem: EndError | None = None
         directory = ""
         try:
-            with without_gc():
+            with importing():
                 from .roles import dask_process, fork_server, worker
 
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
@@ -344,15 +344,17 @@ class _Host:
             return error
 
     async def _close(self) -> None:
-        """End the workers. The ranks may go meanwhile, but for the one that sees this process end."""
+        """End the workers. The ranks may go meanwhile, but for the one that sees this process end.
+
+        That is the one that has started it, if it is still there. When no rank of a node is, Slurm kills what else is left.
+        """
         from .roles import worker
 
         assert self._link is not None
         code = self._link.exit_code
-        first = {member for member, guest in self._guests.items() if guest.rank == self._orders.info.rank}
-        if first:
-            for member in set(self._guests) - first:
-                self._guests.pop(member).send(f"end {code}")
+        ours = self._orders.info.rank
+        for name in sorted(self._guests, key=lambda name: self._guests[name].rank != ours)[1:]:
+            self._guests.pop(name).send(f"end {code}")
         for task in self._tasks:
             task.cancel()
         nannies = [nanny for guest in self._everyone for nanny in guest.nannies]

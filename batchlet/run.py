@@ -19,7 +19,7 @@ from .environments import is_first, select
 from .errors import EndError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
 from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
-from .rank import Rank, without_gc
+from .rank import Rank, importing
 from .rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from .security import Credentials, dashboard_token
 from .settings import Settings
@@ -274,7 +274,7 @@ class Run:
             self._stack.enter_context(rank.host_beside(meeting))
         rank.connect(meeting, latest=self._rendezvous.latest)
         self._stack.callback(rank.link.close)
-        with without_gc():
+        with importing():
             # The script is about to do it; here it is done while the workers start.
             importlib.import_module("distributed")
         self._running({**rank.wait("start"), **rank.wait("ready")})
