@@ -9,7 +9,7 @@ from .seat import may_sit_quickly, sit_quickly
 
 if __name__ == "__main__":
     if may_sit_quickly(os.environ, sys.argv[1:]):
-        sit_quickly(os.environ)
+        sit_quickly(os.environ, None)
     from .cli import main
 
     sys.exit(main())

@@ -279,11 +279,12 @@ class _Host:
     # Workers
 
     async def _serve(self) -> None:
-        from .roles import dask_process, worker
+        from .roles import dask_process, fork_server, worker
 
         assert self._link is not None
         dask_process.configure_logging()
         self._place = worker.Place(self._address, self._directory, self._security())
+        fork_server.give(self._link.credentials)
         self._linked.set_result(None)
         self._link.listen(self._hear)
         await self._over.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,8 @@ from dataclasses import replace
 from .environments.base import read_int
 from .environments.slurm import SlurmStep, slots
 from .errors import EndError
-from .orders import HostOrders, StepOrders, receive
+from .orders import HostOrders, StepOrders, quick_orders, receive
+from .parked import QUICK
 from .plan import SCHEDULER
 from .rank import Rank
 from .rendezvous.base import Meeting
@@ -50,9 +52,11 @@ def main() -> int:
     """
     began = time.monotonic()
     try:
-        orders: HostOrders | StepOrders = receive()
+        orders: HostOrders | StepOrders = _started_by_shell() if sys.argv[1:] == [QUICK] else receive()
     except EOFError:
         return 0
+    except EndError as error:
+        return error.exit_code
     sys.path[:] = orders.sys_path
     began += orders.patience - orders.settings.start_timeout
     try:
@@ -68,6 +72,14 @@ def main() -> int:
     except EndError as error:
         # Rank 0 has printed it, or the starter will miss us.
         return error.exit_code
+
+
+def _started_by_shell() -> HostOrders:
+    """Be what a process is that Python starts: a shell has its background processes ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    os.setsid()
+    return quick_orders()
 
 
 def _take_part(orders: StepOrders, began: float) -> int:

@@ -12,25 +12,18 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from .environments import Environment, ProcessInfo
+from .environments import Environment, ProcessInfo, select
+from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
 from .settings import Settings
 
-__all__ = ["HOST_ENVIRONMENT", "HostOrders", "StepOrders", "command", "dask_config", "receive", "send", "start_host"]
+__all__ = ["HostOrders", "StepOrders", "command", "dask_config", "quick_orders", "receive", "send", "start_host"]
 
 _LENGTH = 8
-# What Dask's Nanny gives its workers before they start, for the process from which all workers of a node are forked: some of
-# it counts only when a process starts. The same seed on all nodes, so that they agree on the hash of a text.
-HOST_ENVIRONMENT = {
-    "PYTHONHASHSEED": "6640",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -143,6 +136,31 @@ def receive() -> Any:
         If the starter is gone.
     """
     return pickle.loads(_read(int.from_bytes(_read(_LENGTH), "big")))  # noqa: S301 - from our own parent
+
+
+def quick_orders() -> HostOrders:
+    """Read the orders that a rank has left which did not look closely at who it is; that is done here.
+
+    Raises
+    ------
+    EndError
+        If something in the input is wrong. Rank 0 says it.
+    """
+    found = read_orders()
+    sys.path[:] = found["sys_path"]
+    settings = Settings.resolve(found["options"], os.environ)
+    environment, _ = select(settings.mode, os.environ)
+    return HostOrders(
+        settings,
+        tuple(found["sys_path"]),
+        found["until"] - time.monotonic(),
+        environment.process(os.environ),
+        environment,
+        LISTENER,
+        listen=True,
+        by_file=True,
+        dask_config=found["dask_config"],
+    )
 
 
 def _read(size: int) -> bytes:

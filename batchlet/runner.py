@@ -69,7 +69,7 @@ class BatchletRunner:
     def _sit(self) -> None:
         """A worker rank waits for the end, if nobody has asked this runner anything before."""
         if self._made is None:
-            sit_quickly(os.environ)
+            sit_quickly(os.environ, self._options)
 
     def on_terminate(self, callback: Callable[[int], object]) -> None:
         """Call a function when the run is told to end (SIGTERM from scancel or a time limit, Ctrl-C).

@@ -63,6 +63,8 @@ _DECISIVE = ("mode", "share_node", "rendezvous", "start_timeout")
 _STEP = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
 # The longest that Linux takes, less the zero byte at the beginning.
 _LONGEST_NAME = 107
+# Bytes that a Unix socket takes before anybody reads them; it is twice as much at least.
+_ROOM = 100_000
 
 # What `sit_quickly` has found out for the seat that is made later.
 _taken: tuple[_socket.socket, _socket.socket | None] | None = None
@@ -133,10 +135,17 @@ def may_sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | 
     )
 
 
-def sit_quickly(environ: Mapping[str, str]) -> None:
-    """Take a seat at a host that is already there, and never return.
+def sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | None) -> None:
+    """Take a seat at the host that is there, or start one, and never return.
 
-    Returns where this process must look closer at who it is, or is the first one and has to start the host.
+    Returns where this process must look closer at who it is.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment.
+    options : mapping, optional
+        What the user asked for; `None` if that is not known yet, so that this process must not start a host.
     """
     global _taken, _alone
     rank = environ["SLURM_PROCID"]
@@ -147,6 +156,8 @@ def sit_quickly(environ: Mapping[str, str]) -> None:
         return
     connection, listener = pair
     if listener is not None:
+        if options is not None:
+            _start_quickly(connection, listener, hello(int(rank), rank, environ), options, deadline - PATIENCE)
         _taken = connection, listener
         return
     seat = Seat(None, lambda: hello(int(rank), rank, environ), None, deadline, 0.0)
@@ -158,6 +169,28 @@ def sit_quickly(environ: Mapping[str, str]) -> None:
     for number, handler in before.items():
         _signal.signal(number, handler)
     _alone = seat.alone
+
+
+def _start_quickly(
+    connection: _socket.socket,
+    listener: _socket.socket,
+    words: Mapping[str, Any],
+    options: Mapping[str, object],
+    deadline: float,
+) -> None:
+    """Leave the host and all that is to know about this launch to a shell; returns if that is not possible."""
+    from .parked import may_park, orders_of, park
+
+    orders, hello = orders_of(options, deadline - time.monotonic()), _message(words)
+    if orders is not None and len(hello) < _ROOM and may_park():
+        connection.sendall(hello)
+        park(connection, listener, orders)
+        sys.exit("batchlet: error: /bin/sh cannot be run.")
+
+
+def _message(words: Mapping[str, Any]) -> bytes:
+    data = marshal.dumps(dict(words))
+    return len(data).to_bytes(4, "big") + data
 
 
 def _end(number: int, _frame: object) -> None:
@@ -321,8 +354,7 @@ class Seat:
         """Talk with the host until it has a last word; nothing if it ends before it has answered at all."""
         assert self._socket is not None
         try:
-            words = marshal.dumps(dict(self._hello()))
-            self._send(len(words).to_bytes(4, "big") + words)
+            self._send(_message(self._hello()))
             for number in self._unsent:
                 self._send(b"signalled %d\n" % number)
         except OSError:
@@ -346,25 +378,10 @@ class Seat:
             answered = True
             # Who has started the host sees it end, and gone from the process table: Slurm looks for what is left of a step.
             if self._park and self._process is None and not rest:
-                self._become_shell()
+                from .parked import may_park, park
 
-    def _become_shell(self) -> None:
-        """Wait for the rest as a shell; returns if that is not possible."""
-        mpi = sys.modules.get("mpi4py.MPI")
-        script = os.path.join(os.path.dirname(__file__), "parked.sh")  # noqa: PTH118, PTH120
-        if (mpi is not None and mpi.Is_initialized()) or not os.path.exists(script):  # noqa: PTH110
-            return
-        assert self._socket is not None
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        self._socket.settimeout(None)
-        os.dup2(self._socket.fileno(), 3)
-        os.set_inheritable(3, True)  # it may have been number 3 before
-        try:
-            os.execv("/bin/sh", ["sh", script])  # noqa: S606
-        except OSError:
-            return
+                if may_park():
+                    park(self._socket)
 
     def _send(self, words: bytes) -> None:
         assert self._socket is not None

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -20,7 +21,9 @@ from typing import Any
 
 import dask.config
 import psutil
+from distributed import Nanny
 
+from ..errors import EndError, InputError
 from ..report import log_level, note
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "hush",
     "mention_strangers_once",
     "report_deaths",
+    "start_failure",
     "start_helpers",
 ]
 
@@ -135,6 +139,20 @@ class _Handshakes(logging.Filter):
         return not (isinstance(error, ValueError) and "non-started TCPListener" in str(error))
 
 
+def start_failure(what: str, error: Exception) -> EndError:
+    """Make the message for a part of Dask that did not start; the cause is most often an option passed through."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+    if isinstance(error, ssl.SSLError):
+        return InputError(
+            f"Dask's {what} did not start, because the ranks refuse each other's certificates ({cause}): the object in "
+            "security= must be the same on all ranks, so made from files; Security.temporary() is another one on each. "
+            "Leave security= out to have Batchlet make and share one."
+        )
+    return InputError(f"Dask's {what} did not start: {cause}. Check {what}_options= and the configuration of Dask.")
+
+
 def expect_death(pid: int) -> None:
     """Do not report the end of this worker process."""
     _expected.add(pid)
@@ -183,6 +201,9 @@ def _preparation_data(name: str) -> dict[str, Any]:
     if name == _WORKER_PROCESS:
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
+        # Each Nanny puts its own directory on the path of this process: no worker is to import from another one's.
+        theirs = {nanny.local_directory for nanny in Nanny._instances}
+        data["sys_path"] = [path for path in data["sys_path"] if path not in theirs]
     return data
 
 

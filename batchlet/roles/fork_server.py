@@ -17,6 +17,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
+import pickle
 import signal
 import socket
 import ssl
@@ -33,9 +34,10 @@ from distributed import Worker
 from distributed.utils import get_mp_context
 from distributed.versions import get_versions
 
+from ..security import Credentials
 from .dask_process import DASK_LOG_LEVEL, start_helpers
 
-__all__ = ["start"]
+__all__ = ["give", "start"]
 
 # What Dask imports while a worker starts (distributed 2026.8). A name that is missing costs time, and nothing else.
 _LATE_IMPORTS = (
@@ -48,6 +50,8 @@ _LATE_IMPORTS = (
     "batchlet.roles.rank_place",
 )
 _WORTH_WARMING = 4
+# Where the fork server waits for the run's credentials before it serves.
+_waiting: int | None = None
 # What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
 _KNOWN = ("listener_fd", "alive_r", "preload", "main_path", "sys_path")
 
@@ -75,7 +79,6 @@ def start(directory: str, workers: int) -> None:
     if workers >= _WORTH_WARMING:
         _warm_up(directory)
     # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
-    gc.collect()
     gc.freeze()
     _start_tracker()
     listener = socket.socket(socket.AF_UNIX)
@@ -83,13 +86,29 @@ def start(directory: str, workers: int) -> None:
     listener.bind(address)
     Path(address).chmod(0o600)
     listener.listen()
+    global _waiting
     alive_r, alive_w = os.pipe()
+    given_r, _waiting = os.pipe()
     tracker = int(multiprocessing.resource_tracker.getfd() or 0)
-    server._forkserver_pid = _fork({listener.fileno(), alive_r, tracker}, lambda: _serve(module, listener, alive_r))
+    server._forkserver_pid = _fork(
+        {listener.fileno(), alive_r, given_r, tracker}, lambda: _serve(module, listener, alive_r, given_r)
+    )
     listener.close()
     os.close(alive_r)
+    os.close(given_r)
     server._forkserver_address = address
     server._forkserver_alive_fd = alive_w
+
+
+def give(credentials: Credentials | None) -> None:
+    """Let the fork server serve, and have it prepare these credentials for all workers; to be called once they are known."""
+    global _waiting
+    if _waiting is not None:
+        # Less than a pipe holds, so that this waits for nobody.
+        with contextlib.suppress(OSError):
+            os.write(_waiting, pickle.dumps(credentials))
+        os.close(_waiting)
+        _waiting = None
 
 
 def _start_tracker() -> None:
@@ -148,7 +167,10 @@ def _warm_up(directory: str) -> None:
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Code that has run once is faster, and what it has changed in memory the workers then share.
     logging.getLogger("distributed").setLevel(DASK_LOG_LEVEL())
+    path = list(sys.path)
     asyncio.run(_make_worker(directory))
+    # It has put its own directory there.
+    sys.path[:] = path
 
 
 async def _make_worker(directory: str) -> None:
@@ -156,12 +178,17 @@ async def _make_worker(directory: str) -> None:
     Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)
 
 
-def _serve(module: Any, listener: socket.socket, alive_r: int) -> None:
+def _serve(module: Any, listener: socket.socket, alive_r: int, given_r: int) -> None:
     """Be the fork server."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     # Tasks that look for the main module find an empty one, as in a process that was started afresh.
     sys.modules["__main__"] = types.ModuleType("__main__")
-    from . import worker_process  # noqa: F401 - for what its import does
+    from . import dask_security, worker_process  # noqa: F401 - the latter for what its import does
 
+    with open(given_r, "rb") as given:
+        words = given.read()
+    credentials = pickle.loads(words) if words else None  # noqa: S301 - from the process that this one is a copy of
+    if credentials is not None:
+        dask_security.prepare(credentials)
     module.main(listener.fileno(), alive_r, [])

@@ -12,9 +12,8 @@ from ..errors import EndError
 from ..plan import Plan
 from ..settings import Settings
 from .dashboard import guard
-from .dask_process import DASK_LOG_LEVEL, configure_logging, report_deaths
+from .dask_process import DASK_LOG_LEVEL, configure_logging, report_deaths, start_failure
 from .scheduler import options as scheduler_options
-from .scheduler import start_failure
 from .worker import Place, nanny_spec
 
 __all__ = ["start", "start_async"]

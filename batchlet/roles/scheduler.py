@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,15 +11,14 @@ import dask.config
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from ..errors import EndError, InputError
 from ..settings import Settings
 from ..supervision.hub import Hub
 from ..timeline import mark
 from . import dashboard
-from .dask_process import configure_logging, hush
+from .dask_process import configure_logging, hush, start_failure
 from .tuning import intervals
 
-__all__ = ["dashboard_place", "options", "serve", "start_failure"]
+__all__ = ["dashboard_place", "options", "serve"]
 
 # Seconds between signs of life of the scheduler's event loop.
 _BEAT = 0.5
@@ -129,17 +127,3 @@ async def _beat(hub: Hub) -> None:
     while True:
         hub.beat()
         await asyncio.sleep(_BEAT)
-
-
-def start_failure(what: str, error: Exception) -> EndError:
-    """Make the message for a part of Dask that did not start; the cause is most often an option passed through."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
-    if isinstance(error, ssl.SSLError):
-        return InputError(
-            f"Dask's {what} did not start, because the ranks refuse each other's certificates ({cause}): the object in "
-            "security= must be the same on all ranks, so made from files; Security.temporary() is another one on each. "
-            "Leave security= out to have Batchlet make and share one."
-        )
-    return InputError(f"Dask's {what} did not start: {cause}. Check {what}_options= and the configuration of Dask.")

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +25,12 @@ from distributed import Nanny, Worker
 
 from ..errors import SettingsError
 from ..network import LOOPBACK
-from ..orders import HOST_ENVIRONMENT
+from ..parked import HOST_ENVIRONMENT
 from ..plan import WorkerPlan
 from ..security import unsafe
 from ..settings import Settings
 from . import rank_place
-from .dask_process import DASK_LOG_LEVEL, expect_death
-from .scheduler import start_failure
+from .dask_process import DASK_LOG_LEVEL, expect_death, start_failure
 from .tuning import intervals
 
 __all__ = [
@@ -288,6 +288,9 @@ async def start(
     for attempt in range(_STARTS):
         nanny = cls(address, **options)
         nannies.append(nanny)
+        with contextlib.suppress(ValueError, AttributeError):
+            # Each one puts its own directory there, and nobody has anything to import from it.
+            sys.path.remove(nanny.local_directory)
         try:
             await nanny
             return
