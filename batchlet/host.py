@@ -92,9 +92,11 @@ def host(orders: HostOrders, began: float) -> int:
 
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(dask_process.hidden_main())
-            stack.enter_context(worker.configured())
+            info, each = orders.info, orders.settings.workers_per_node or 0
+            workers = max(len(info.local_ranks), each)
+            stack.enter_context(worker.configured(workers, max(info.world_size, info.nodes * each)))
             timeline.mark("Dask imported")
-            fork_server.start(directory, max(len(orders.info.local_ranks), orders.settings.workers_per_node or 0))
+            fork_server.start(directory, workers)
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001

@@ -436,7 +436,9 @@ class _SchedulerRank:
         with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
             token = dashboard_token(meeting.secret) if meeting.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
-            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._set_stop))
+            info, each = self._rank.info, self._rank.settings.workers_per_node or 0
+            workers = max(info.world_size, info.nodes * each)
+            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, workers, self._set_stop))
 
     def _set_stop(self, stop: Callable[[], object]) -> None:
         self._stop_serving = stop

@@ -277,6 +277,8 @@ class Run:
         with importing():
             # The script is about to do it; here it is done while the workers start.
             importlib.import_module("distributed")
+            tuning = importlib.import_module("batchlet.roles.tuning")
+        tuning.be_patient(rank.info.world_size)
         self._running({**rank.wait("start"), **rank.wait("ready")})
 
     def _local_place(self) -> tuple[Any, str | None]:

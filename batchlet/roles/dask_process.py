@@ -16,6 +16,7 @@ import ssl
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,8 @@ def configure_logging() -> None:
 
     By default Dask logs every connection at level "info", which is 141 lines for a clean run of five ranks.
     """
+    # Each worker would say that of its own directory. We say it once, of the one that has them all.
+    warnings.filterwarnings("ignore", "Creating scratch directories is taking")
     if dask.config.get("logging", None) is not None:
         return
     for name in ("distributed", "tornado"):
@@ -91,6 +94,9 @@ class _Strangers(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if "TLS handshake failed" not in str(record.msg) and not str(record.msg).startswith("SSL Error"):
             return True
+        if "UNEXPECTED_EOF" in record.getMessage():
+            # It has not knocked: one of ours that did not want to wait any longer on a busy machine and tries again.
+            return False
         said, self._said = self._said, True
         return not said
 

@@ -64,6 +64,7 @@ async def serve(
     keywords: Mapping[str, Any],
     token: str | None,
     settings: Settings,
+    workers: int,
     on_stop: Callable[[Callable[[], object]], None],
 ) -> None:
     """Run the scheduler until the run is over.
@@ -78,6 +79,8 @@ async def serve(
         The secret part of the dashboard's address.
     settings : Settings
         What the user asked for.
+    workers : int
+        About how many will come.
     on_stop : callable
         Gets a function that ends this coroutine; it may be called from any thread.
     """
@@ -87,7 +90,7 @@ async def serve(
     over = asyncio.Event()
     on_stop(lambda: loop.call_soon_threadsafe(over.set))
     try:
-        with dask.config.set(intervals()):
+        with dask.config.set(intervals(total=workers)):
             scheduler = Scheduler(**keywords)
         if token is not None:
             dashboard.guard(scheduler, token)

@@ -27,6 +27,7 @@ from ..errors import SettingsError
 from ..network import LOOPBACK
 from ..parked import HOST_ENVIRONMENT
 from ..plan import WorkerPlan
+from ..report import note
 from ..security import unsafe
 from ..settings import Settings
 from . import rank_place
@@ -149,13 +150,13 @@ def _load(worker_class: str | type | None) -> type | None:
 
 
 @contextlib.contextmanager
-def configured() -> Iterator[None]:
-    """Configure Dask in a process that starts workers.
+def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
+    """Configure Dask in a process that starts about so many workers, of so many in the cluster.
 
     Workers may start processes themselves (``daemon``), and are forked from one process that has imported Dask, unless the
     user has chosen another way.
     """
-    config: dict[str, Any] = {"distributed.worker.daemon": False, **intervals()}
+    config: dict[str, Any] = {"distributed.worker.daemon": False, **intervals(workers, total)}
     if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
         config["distributed.worker.multiprocessing-method"] = "forkserver"
         multiprocessing.set_forkserver_preload(["batchlet.roles.worker_process"])
@@ -185,6 +186,8 @@ _PREFIX = "batchlet-"
 _LOCK = ".batchlet-lock"
 # Seconds after which a directory that nobody has locked is nobody's, and not just about to be locked.
 _STALE = 60.0
+# Seconds that making a directory takes on a file system that is no place for scratch.
+_SLOW = 1.0
 
 
 def remove_scratch() -> None:
@@ -208,6 +211,7 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
     """
     places = [settings.local_directory, environ.get("SLURM_TMPDIR"), environ.get("TMPDIR"), tempfile.gettempdir()]
     base = next(place for place in places if place)
+    began = time.monotonic()
     try:
         if settings.local_directory:
             Path(base).mkdir(parents=True, exist_ok=True)
@@ -227,6 +231,11 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
     locks = [lock for place in {directory, sockets} if (lock := _lock(place, new=True)) is not None]
     for place in {base, os.path.dirname(sockets)}:  # noqa: PTH120
         _sweep(place)
+    if time.monotonic() - began > _SLOW:
+        note(
+            f"the scratch directory {base} is slow ({time.monotonic() - began:.1f} s to make one in it); if it is not on the "
+            "node's own disk, set local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY)"
+        )
     # A session of its own, so that signals to this process's group do not end it first.
     janitor = subprocess.Popen(
         ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$@"', "sh", directory, sockets],

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import os
+import warnings
 from typing import Any
 
 import dask.config
@@ -51,6 +52,7 @@ class _Chatter(logging.Filter):
 for _handler in logging.getLogger("distributed").handlers:
     _handler.addFilter(_Chatter())
 mention_strangers_once()
+warnings.filterwarnings("ignore", "Creating scratch directories is taking")
 
 _start_http_server = Worker.start_http_server
 
