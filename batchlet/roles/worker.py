@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import glob
 import importlib
 import json
 import multiprocessing
@@ -186,6 +187,10 @@ _PREFIX = "batchlet-"
 _LOCK = ".batchlet-lock"
 # Seconds after which a directory that nobody has locked is nobody's, and not just about to be locked.
 _STALE = 60.0
+# Where Linux keeps named semaphores.
+_SEMAPHORES = "/dev/shm/sem."  # noqa: S108
+# Who ends well has removed its semaphores itself, and may have made some that the user still needs.
+_JANITOR = 'read -r end || rm -f -- "$0"-*; rm -rf -- "$@"'
 # Seconds that making a directory takes on a file system that is no place for scratch.
 _SLOW = 1.0
 
@@ -237,21 +242,26 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
             "node's own disk, set local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY)"
         )
     # A session of its own, so that signals to this process's group do not end it first.
+    name = os.path.basename(directory)  # noqa: PTH119
     janitor = subprocess.Popen(
-        ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$@"', "sh", directory, sockets],
+        ["/bin/sh", "-c", _JANITOR, f"{_SEMAPHORES}{name}", directory, sockets],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
     _directories.update((directory, sockets))
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     config.setdefault("tempdir", sockets)
+    # So that the next run can tell whose the semaphores are that a killed run leaves behind, six of each worker.
+    prefix = config.get("semprefix")
+    config["semprefix"] = f"/{name}"
     try:
         with dask.config.set({"temporary-directory": directory}):
             yield directory
     finally:
         if config.get("tempdir") == sockets:
             del config["tempdir"]
-        janitor.communicate()
+        config["semprefix"] = prefix
+        janitor.communicate(b"good\n")
         for lock in locks:
             os.close(lock)
         _directories.difference_update((directory, sockets))
@@ -287,6 +297,8 @@ def _sweep(base: str) -> None:
             lock = _lock(entry.path, new=False)
             if lock is not None:
                 shutil.rmtree(entry.path, ignore_errors=True)
+                for semaphore in glob.glob(f"{_SEMAPHORES}{glob.escape(entry.name)}-*"):  # noqa: PTH207
+                    os.unlink(semaphore)  # noqa: PTH108
                 os.close(lock)
 
 

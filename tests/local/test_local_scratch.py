@@ -20,6 +20,11 @@ def directories(place: Place) -> set[Path]:
     return {path for path in place.tmp.iterdir() if path.name.startswith("batchlet-local-")}
 
 
+def semaphores(directory: Path) -> list[Path]:
+    """Those of the run that has this directory."""
+    return [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"sem.{directory.name}-")]
+
+
 def grow_old(directory: Path) -> None:
     """As if the run had begun an hour ago."""
     then = time.time() - 3600
@@ -40,12 +45,15 @@ def test_the_next_run_removes_what_a_killed_one_has_left_and_nothing_else(place:
             process.send_signal(number)
     first.process.wait(10)
     [left] = directories(place) - {mine}
+    assert semaphores(left), "a worker has semaphores"
     grow_old(left)
     second = Running(place, sys.executable, str(FAULTS), "sleeps", env=ENV)
     try:
         second.wait_for("strike")
         [used] = directories(place) - {mine}
         assert used != left
+        assert not semaphores(left)
+        assert semaphores(used)
         # However long it runs, it is in use.
         grow_old(used)
         third = Running(place, sys.executable, str(FAULTS), "fine", env=ENV)
@@ -55,5 +63,6 @@ def test_the_next_run_removes_what_a_killed_one_has_left_and_nothing_else(place:
         second.process.send_signal(signal.SIGTERM)
         assert second.finish(20).rc == 143
         assert directories(place) == {mine}
+        assert not semaphores(used)
     finally:
         second.end()
