@@ -148,10 +148,16 @@ class _Host:
         joined = self._loop.run_in_executor(None, self._join)
         waits: list[asyncio.Future[Any]] = [joined, asyncio.ensure_future(self._over.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not joined.done() and self._everyone:
+            # Who came is gone already: rank 0 is to know, if it can be found in time.
+            await asyncio.wait([joined], timeout=_FIRST)
         if not joined.done():
             # Nobody is here any more, and the thread is still waiting for rank 0.
             os._exit(1)
         problem = joined.result()
+        for guest in self._everyone:
+            if guest.gone and self._link is not None:
+                self._link.send("gone", member=guest.member)
         if problem is None:
             await self._serve()
         code = self._end(problem)

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from .environments import Environment, ProcessInfo, select
 from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
+from .rendezvous.file import FileRendezvous
 from .settings import Settings
 
 __all__ = ["HostOrders", "StepOrders", "command", "dask_config", "quick_orders", "receive", "send", "start_host"]
@@ -150,11 +151,13 @@ def quick_orders() -> HostOrders:
     sys.path[:] = found["sys_path"]
     settings = Settings.resolve(found["options"], os.environ)
     environment, _ = select(settings.mode, os.environ)
+    info = environment.process(os.environ)
+    FileRendezvous(settings.rendezvous_dir, info.run_id, info.node).check()
     return HostOrders(
         settings,
         tuple(found["sys_path"]),
         found["until"] - time.monotonic(),
-        environment.process(os.environ),
+        info,
         environment,
         LISTENER,
         listen=True,

@@ -33,6 +33,7 @@ HOST_ENVIRONMENT = {
 QUICK = "quick"
 # Tells the shell which Python is to run the host.
 _PYTHON = "BATCHLET_HOST_PYTHON"
+_SEATED = "BATCHLET_SEATED"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "parked.sh")  # noqa: PTH118, PTH120
 # File descriptors of the shell: the connection to the host, the socket that the host listens on, the host's orders.
 _CONNECTION, LISTENER, _ORDERS = 3, 4, 5
@@ -93,7 +94,8 @@ def park(connection: _socket.socket, listener: _socket.socket | None = None, ord
     orders : bytes, optional
         The orders of that host.
     """
-    environ = dict(os.environ)
+    # A rank that has started no host comes here when it has its seat.
+    environ = {**os.environ, **({} if listener is not None else {_SEATED: "1"})}
     given = [(connection.fileno(), _CONNECTION)]
     if listener is not None and orders is not None:
         file = os.memfd_create("batchlet")

@@ -1,9 +1,16 @@
 # A worker rank while it waits: the connection to the host of its node's workers is file descriptor 3.
 # It passes signals on, for the client, and ends when the host says so (with its exit code) or is gone.
 # One rank of a node starts the host, with its socket as file descriptor 4 and its orders as 5, and sees it end.
-trap 'hit=1; echo "signalled 15" >&3' TERM
-trap 'hit=1; echo "signalled 2" >&3' INT
+# Until it has a seat, it can only end.
+told() {
+    [ -z "$seated" ] && exit $((128 + $1))
+    hit=1
+    echo "signalled $1" >&3
+}
+seated=$BATCHLET_SEATED
 host=
+trap 'told 15' TERM
+trap 'told 2' INT
 if [ -n "$BATCHLET_HOST_PYTHON" ]; then
     python=$BATCHLET_HOST_PYTHON
     unset BATCHLET_HOST_PYTHON
@@ -12,7 +19,6 @@ if [ -n "$BATCHLET_HOST_PYTHON" ]; then
     exec 4<&- 5<&-
 fi
 code=0
-seated=
 while :; do
     if read -r word number <&3; then
         case $word in

@@ -54,6 +54,13 @@ class Result:
 Run = Callable[..., Result]
 
 
+def environ_of(process: psutil.Process) -> dict[str, str]:
+    """Give a process's environment; it has none once it has ended, nor at the moment in which it becomes another program."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ()
+    return {}
+
+
 class Place:
     """A working directory and a temporary directory for one test, with short names: sockets live in the latter.
 

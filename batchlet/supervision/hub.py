@@ -474,9 +474,15 @@ class Hub:
         self._background(self._linger())
 
     async def _linger(self) -> None:
-        """Wait a little for those that have not come yet, so that they hear the root cause instead of silence."""
+        """Wait a little for those that have not come yet, so that they hear the root cause instead of silence.
+
+        Not after the deadline: they had their time.
+        """
         until = time.monotonic() + _LINGER
-        while time.monotonic() < until and (any(not peer.left for peer in self._peers.values()) or self._missing()[0]):
+        late = isinstance(self._failure, StartTimeoutError)
+        while time.monotonic() < until and (
+            any(not peer.left for peer in self._peers.values()) or (not late and self._missing()[0])
+        ):
             await asyncio.sleep(0.02)
         self._end()
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 import pytest
-from run_helpers import Place, Result
+from run_helpers import Place, Result, environ_of
 
 HERE = Path(__file__).parent
 HELD = HERE / "workloads" / "held.py"
@@ -156,7 +156,8 @@ class Held:
         found = []
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
-                self._jobs |= {process.environ()["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in process.environ() else set()
+                # Read once: while a process becomes a shell, it has no environment for a moment.
+                self._jobs |= {job for job in [environ_of(process).get("SLURM_JOB_ID")] if job}
                 if launchers or not process.name().startswith(LAUNCHERS):
                     found.append(process)
         return found

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mpi_launchers import open_mpi
-from run_helpers import Place, Result
+from run_helpers import Place, Result, environ_of
 from stand import HELD, PREFIX, Held, as_nobody, files_with, here, secrets_in
 
 RECORDS = ".batchlet"
@@ -35,12 +35,18 @@ def kill_scheduler(run: Held) -> None:
     kill_rank(run, "0")
 
 
+def cmdline_of(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.cmdline()
+    return []
+
+
 def kill_rank(run: Held, rank: str) -> None:
     found = [
         process
         for process in run.processes()
-        if process.environ().get("SLURM_PROCID", process.environ().get("OMPI_COMM_WORLD_RANK")) == rank
-        and str(HELD) in process.cmdline()
+        if (environ := environ_of(process)).get("SLURM_PROCID", environ.get("OMPI_COMM_WORLD_RANK")) == rank
+        and str(HELD) in cmdline_of(process)
     ]
     # The oldest: others were forked from it.
     min(found, key=lambda process: process.create_time()).kill()
@@ -60,7 +66,7 @@ def kill_script(run: Held) -> None:
 
 
 def scancel(run: Held) -> None:
-    job = next(process.environ()["SLURM_JOB_ID"] for process in run.processes() if "SLURM_JOB_ID" in process.environ())
+    job = next(job for process in run.processes() if (job := environ_of(process).get("SLURM_JOB_ID")))
     subprocess.run(["scancel", "--full", "--signal=KILL", job], env=run.place.environ, check=True, timeout=20)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 from cluster_slurm import ClusterError
-from run_helpers import MARK, WORKLOADS, Place, Result
+from run_helpers import MARK, WORKLOADS, Place, Result, environ_of
 
 import batchlet
 
@@ -30,9 +30,7 @@ SLACK = 5.0
 
 def in_step(process: psutil.Process) -> bool:
     """Whether it belongs to a job step."""
-    with contextlib.suppress(psutil.Error):
-        return "SLURM_STEP_ID" in process.environ()
-    return False
+    return "SLURM_STEP_ID" in environ_of(process)
 
 
 def options(**values: object) -> dict[str, str]:
@@ -134,7 +132,7 @@ class Running:
     @property
     def job(self) -> str:
         """Id of the job, once it is known."""
-        return next(process.environ()["SLURM_JOB_ID"] for process in self.place.processes() if in_step(process))
+        return next(environ_of(process)["SLURM_JOB_ID"] for process in self.place.processes() if in_step(process))
 
     def node(self, rank: int) -> str:
         """Name of a rank's node."""
@@ -165,9 +163,15 @@ class Running:
         return Result(self.process.returncode, self.stdout, self.stderr, time.monotonic() - self.struck)
 
     def assert_nothing_left(self, result: Result, *, but_scratch: bool = False) -> None:
-        """No process and no file is there any more."""
-        scratch = set(self.place.tmp.rglob("*")) if but_scratch else set()
-        self.place.assert_nothing_left(self._before | scratch, result)
+        """No process and no file is there any more.
+
+        But for what nobody can remove where Slurm has killed all in one moment: scratch, and the address of the dashboard.
+        """
+        records = self.place.cwd / ".batchlet"
+        stays = {*self.place.tmp.rglob("*"), *records.glob("*.dashboard")} if but_scratch else set()
+        if but_scratch and {*records.rglob("*")} <= stays:
+            stays.add(records)
+        self.place.assert_nothing_left(self._before | stays, result)
 
     def end(self) -> None:
         """End it, whatever it does."""

@@ -82,7 +82,7 @@ SIGNALS = {
         ["callback 2 works", "finally works too, task completed"], ready="under way", srun="-n4 -X", act=interrupt_once,
     ),
     "Ctrl-C twice": Fault(
-        "Ctrl-C twice, which srun 22.05 follows by SIGKILL for all at once, leaves only scratch.",
+        "Ctrl-C twice, which srun 22.05 follows by SIGKILL for all at once, leaves only what nobody is left to remove.",
         "sleeps", (130, 137), act=interrupt, scratch_stays=True,
     ),
 }  # fmt: skip
