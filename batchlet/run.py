@@ -149,8 +149,9 @@ class Run:
         from distributed.core import Status
 
         link = self._rank.link if self._entered else None
-        if link is not None and threading.current_thread() is not threading.main_thread():
-            # Dask's client has lost its connection and asks whether to try again: our own news come in a moment.
+        if link is not None and threading.current_thread() is not threading.main_thread() and self._disconnected():
+            # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
+            # asks each time that it gives a sign of life, in the event loop that brings all results.
             link.wait_end(_MOMENT)
             if link.end is not None:
                 if self._guard is not None:
@@ -500,6 +501,9 @@ class Run:
             for client in list(Client._instances)
             if client.status == "running" and getattr(client.scheduler, "address", None) == address
         ]
+
+    def _disconnected(self) -> bool:
+        return any(client.scheduler_comm is None or client.scheduler_comm.comm.closed() for client in self._clients())
 
     def _close_clients(self) -> None:
         for client in self._clients():

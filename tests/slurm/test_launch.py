@@ -266,3 +266,31 @@ def test_script_of_another_directory(place: Place) -> None:
         result = place.run("srun", ranks, "python", str(folder / "app.py"), timeout=90)
         assert result.rc == 0, str(result)
         assert f"[{', '.join(['42'] * int(ranks[2]))}]" in result.stdout, str(result)
+
+
+SIGN_OF_LIFE = """
+import asyncio
+import time
+from batchlet import BatchletRunner
+
+with BatchletRunner() as runner:
+    from dask.distributed import Client
+
+    with Client(runner) as client:
+        client.submit(abs, -1).result()
+
+        async def ask():
+            began = time.monotonic()
+            client._heartbeat()
+            return time.monotonic() - began
+
+        print("seconds", asyncio.run_coroutine_threadsafe(ask(), client.loop.asyncio_loop).result(20))
+"""
+
+
+def test_a_sign_of_life_of_the_client_does_not_hold_up_its_results(place: Place) -> None:
+    """Each five seconds Dask's client asks for the cluster's status, in the event loop that brings all results."""
+    result = place.run("srun", "-n4", sys.executable, place.script(SIGN_OF_LIFE))
+    assert result.rc == 0, str(result)
+    # It took a second, which is what a lost connection is given to be told of.
+    assert float(result.stdout.split("seconds")[1]) < 0.5
