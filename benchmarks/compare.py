@@ -195,7 +195,7 @@ SECTIONS = {
     ),
     "memory": Section(
         lambda scope: scope.memory,
-        (BASE, "dask-mpi", "batchlet", "batchlet-late", "batchlet-m", "batchlet-node"),
+        (BASE, "dask-mpi", "batchlet", "batchlet-above", "batchlet-m", "batchlet-node"),
         ("memory",),
         show_memory,
     ),

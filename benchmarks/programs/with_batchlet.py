@@ -1,10 +1,10 @@
 """A script with BatchletRunner, as the README shows it."""
 
-# In the README's order.
-from batchlet import BatchletRunner  # noqa: I001
-from dask.distributed import Client
+from batchlet import BatchletRunner
 
-with BatchletRunner() as runner, Client(runner) as client:
+with BatchletRunner() as runner:
+    from dask.distributed import Client
     from work import work
 
-    work(client)
+    with Client(runner) as client:
+        work(client)
