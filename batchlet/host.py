@@ -10,6 +10,7 @@ import contextlib
 import marshal
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -160,6 +161,8 @@ class _Host:
                 self._link.send("gone", member=guest.member)
         if problem is None:
             await self._serve()
+        else:
+            self._end_in_time()
         code = self._end(problem)
         if server is not None:
             server.close()
@@ -296,6 +299,7 @@ class _Host:
         self._linked.set_result(None)
         self._link.listen(self._hear)
         await self._over.wait()
+        self._end_in_time()
         dask_process.hush()
         await self._close()
         dask_process.end_helpers()
@@ -351,6 +355,23 @@ class _Host:
             return make_plan(info, node_resources(grant, facts, figure), self._settings).hosted
         except EndError as error:
             return error
+
+    def _end_in_time(self) -> None:
+        """See that this process ends, whatever holds it up: a rank of the node waits for that."""
+        code = self._link.exit_code if self._link is not None else 1
+
+        def tidy_up() -> None:
+            from .roles import dask_process, worker
+
+            with contextlib.suppress(Exception):
+                dask_process.end_helpers()
+                worker.remove_scratch()
+            os._exit(code)
+
+        timeout = self._settings.stop_timeout
+        for limit in (threading.Timer(2 * timeout, tidy_up), threading.Timer(3 * timeout, os._exit, [code])):
+            limit.daemon = True
+            limit.start()
 
     async def _close(self) -> None:
         """End the workers. The ranks may go meanwhile, but for the one that sees this process end.

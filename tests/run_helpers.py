@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import secrets
@@ -172,6 +173,10 @@ class Place:
     def close(self) -> None:
         """Remove it all."""
         self.kill_processes()
+        # What a run leaves that was killed with all its processes, the next one finds by its scratch, which goes now.
+        for scratch in self.tmp.glob("batchlet-*"):
+            for semaphore in Path("/dev/shm").glob(f"sem.{glob.escape(scratch.name)}-*"):
+                semaphore.unlink(missing_ok=True)
         shutil.rmtree(self.base, ignore_errors=True)
 
 

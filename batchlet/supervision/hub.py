@@ -492,13 +492,16 @@ class Hub:
         self._phase = "stopping"
         self.on_stopping()
         self._broadcast({"op": "stop"})
-        self._loop.call_later(self._stop_timeout, self._end)
+        self._loop.call_later(self._stop_timeout, self._say_bye)
         self._check_stopped()
 
     def _check_stopped(self) -> None:
         """The client leaves last: it waits for the hub's bye."""
         if any(not peer.left for peer in self._peers.values() if peer.role != "client"):
             return
+        self._say_bye()
+
+    def _say_bye(self) -> None:
         self._broadcast({"op": "bye", "timeline": {"rank 0, the scheduler": marks(), **self._timeline}})
         self._end()
 

@@ -254,3 +254,28 @@ def test_each_worker_runs_on_the_cpus_of_its_rank() -> None:
     assert all(report["all_threads_there"] for report in found.values())
     assert all(len(report["cpus"]) == 1 for report in found.values())
     assert found[2]["cpus"] != found[3]["cpus"]
+
+
+HANGS_AT_THE_END = """
+import time
+from batchlet import BatchletRunner
+
+with BatchletRunner(stop_timeout=2) as runner:
+    from dask.distributed import Client, NannyPlugin
+
+    class Hangs(NannyPlugin):
+        def teardown(self, nanny):
+            time.sleep(600)
+
+    with Client(runner) as client:
+        client.register_plugin(Hangs())
+        print(client.submit(sum, [1, 2]).result())
+"""
+
+
+def test_a_host_that_hangs_at_the_end_is_ended(place: Place) -> None:
+    """The rank that has started it waits for its end, and Slurm for that rank: not for ever."""
+    result = place.run("srun", "-N2", "-n6", sys.executable, place.script(HANGS_AT_THE_END), timeout=40)
+    assert (result.rc, result.stdout) == (0, "3\n"), str(result)
+    assert not any("error" in line for line in result.errors), str(result)
+    place.assert_nothing_left(result=result)
