@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sys
 import time
@@ -172,17 +173,17 @@ def test_stale_record(place: Place, same: bool) -> None:
         first.finish(10)
     finally:
         first.end()
-    for left in place.cwd.glob(".batchlet/*"):
-        left.unlink()
-    (place.cwd / ".batchlet").rmdir()
+    # What is left of the run may be on its way to tidying up, the directory included.
+    shutil.rmtree(place.cwd / ".batchlet", ignore_errors=True)
     # It gets the name of the next run's, and perhaps what it says of its run is made to fit, too.
     run_id = json.loads(text)["run_id"]
-    job = run_id.split("-")[-1].split(".")[0]
+    cluster, _, rest = run_id.rpartition("-")
+    now = f"{cluster}-$SLURM_JOB_ID.{rest.partition('.')[2]}"
+    assert name.count(run_id) == 1, (name, run_id)
     (place.base / "record").write_text(text)
-    now = run_id.replace(job, "$SLURM_JOB_ID")
     command = (
         f'mkdir -m 700 -p .batchlet && sed "s/{run_id}/{now if same else run_id}/" ../record '
-        f"> .batchlet/{name.replace(job, '$SLURM_JOB_ID')} && chmod 600 .batchlet/*.json && "
+        f"> .batchlet/{name.replace(run_id, now)} && chmod 600 .batchlet/*.json && "
         f"exec srun -n4 {sys.executable} {FAULTS} late 0 3"
     )
     second = Running(place, "salloc", "-n4", "sh", "-c", command, env=options(start_timeout=20))
