@@ -22,7 +22,7 @@ from .rendezvous import FileRendezvous
 from .resources import node_resources, read_host
 from .run import Run
 from .runner import BatchletRunner
-from .settings import PREFIX, Settings
+from .settings import PREFIX, SWITCH_VALUES, Settings
 
 __all__ = ["main"]
 
@@ -83,8 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for option in fields(Settings):
         if option.metadata:
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.metadata["switch"] else {}
             parser.add_argument(
-                "--" + option.name.replace("_", "-"), metavar="X", help=option.metadata["help"].replace("%", "%%")
+                _called(option.name),
+                metavar="X",
+                help=option.metadata["help"].replace("%", "%%"),
+                **switch,
             )
     parser.add_argument("--plan", action="store_true", help="print what would be started here and why; start nothing")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
@@ -94,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _split(arguments: list[str]) -> tuple[list[str], Program | None]:
     """Divide the command line into our options and the program with its arguments, as Python does with its own."""
+    switches = {_called(option.name) for option in fields(Settings) if option.metadata and option.metadata["switch"]}
+    possible = [[value] for value in SWITCH_VALUES]
     position = 0
     while position < len(arguments):
         word = arguments[position]
@@ -104,8 +110,16 @@ def _split(arguments: list[str]) -> tuple[list[str], Program | None]:
             return arguments[:position], Program("module" if word == "-m" else "code", rest[0], tuple(rest[1:]))
         if not word.startswith("-"):
             return arguments[:position], Program("script", word, tuple(arguments[position + 1 :]))
-        position += 1 if "=" in word or word in _FLAGS else 2
+        alone = "=" in word or word in _FLAGS
+        if word in switches:
+            # `--timeline script.py` is as good as `--timeline true script.py`.
+            alone = [value.lower() for value in arguments[position + 1 : position + 2]] not in possible
+        position += 1 if alone else 2
     return arguments, None
+
+
+def _called(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _run(program: Program, keywords: dict[str, Any]) -> int:

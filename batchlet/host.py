@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import marshal
 import os
+import signal
 import socket
 import threading
 import time
@@ -107,6 +108,17 @@ def host(orders: HostOrders, began: float) -> int:
             return asyncio.run(this.run())
 
 
+def _ending(code: int) -> str:
+    """Say how a process has ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (the node may be out of memory)" if name == "SIGKILL" else "")
+
+
 class _Host:
     """The host at work, in one event loop."""
 
@@ -185,6 +197,9 @@ class _Host:
             if not seat.peer_is_ours(writer.get_extra_info("socket")):
                 return
             hello = marshal.loads(await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big")))  # noqa: S302
+            if "scheduler" in hello:
+                await self._host_scheduler(hello, writer)
+                return
             if hello["rank"] != self._orders.info.rank and not self._may_share(hello):
                 writer.write(b"own\n")
                 return
@@ -215,16 +230,44 @@ class _Host:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, os.sched_getaffinity(0) | set(cpus))
 
-    def _may_share(self, hello: Mapping[str, Any]) -> bool:
-        """Whether a rank's workers may live here as well."""
+    def _may_come_from_here(self, hello: Mapping[str, Any]) -> bool:
+        """Whether processes of a rank may be forked here."""
         limit, environ = self._cgroup_memory, hello["environ"]
         return (
             hello["python"] == self._facts["python"]
             and hello["cgroups"] == self._facts["cgroups"]
             and not (limit is not None and "/task_" in limit.source)
-            and all(environ.get(name) == os.environ.get(name) for name in (*_GPUS, *_LOADING))
+            and all(environ.get(name) == os.environ.get(name) for name in _LOADING)
+        )
+
+    def _may_share(self, hello: Mapping[str, Any]) -> bool:
+        """Whether a rank's workers may live here as well."""
+        environ = hello["environ"]
+        return (
+            self._may_come_from_here(hello)
+            and all(environ.get(name) == os.environ.get(name) for name in _GPUS)
             and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
         )
+
+    async def _host_scheduler(self, hello: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+        """Start the scheduler for rank 0, if it can be forked here; the process answers."""
+        from .roles import scheduler_process
+
+        await asyncio.shield(self._linked)
+        if not scheduler_process.can_start() or not self._may_come_from_here(hello):
+            writer.write(b"own\n")
+            return
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as connection:
+            process = scheduler_process.start(hello["scheduler"], connection)
+        link = self._link
+        assert link is not None
+
+        def tell() -> None:
+            self._loop.remove_reader(process.sentinel)
+            process.join()
+            link.send("died", how=_ending(process.exitcode))
+
+        self._loop.add_reader(process.sentinel, tell)
 
     def _stand_up(self, guest: _Guest) -> None:
         """A rank is gone, and takes its workers with it."""

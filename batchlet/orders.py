@@ -1,8 +1,8 @@
 """Orders for the processes that Batchlet itself starts, and the pipe through which they get them.
 
-Two kinds: the host of a node's workers, and the ranks of a step in an allocation. The orders come through a pipe, not on the
-command line, since everybody on the machine can read command lines. The pipe to the ranks of a step stays open for as long as
-the starter lives; when it ends, whatever ended it, the process that reads from it ends too.
+Three kinds: the host of a node's workers, the scheduler, and the ranks of a step in an allocation. The orders come through a
+pipe or a socket, not on the command line, since everybody on the machine can read command lines. The pipe to the ranks of a
+step stays open for as long as the starter lives; when it ends, whatever ended it, the process that reads from it ends too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,23 @@ from typing import IO, Any
 
 from .environments import Environment, ProcessInfo, select
 from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
+from .rendezvous.base import Meeting
 from .rendezvous.file import FileRendezvous
 from .settings import Settings
 
-__all__ = ["HostOrders", "StepOrders", "command", "dask_config", "quick_orders", "receive", "send", "start_host"]
+__all__ = [
+    "HostOrders",
+    "SchedulerOrders",
+    "StepOrders",
+    "command",
+    "dask_config",
+    "pack",
+    "quick_orders",
+    "receive",
+    "send",
+    "start_host",
+    "unpack",
+]
 
 _LENGTH = 8
 
@@ -61,6 +74,46 @@ class HostOrders:
     socket: int
     listen: bool
     by_file: bool
+    dask_config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class SchedulerOrders:
+    """Orders for the scheduler, where the host of rank 0's node starts it.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+    environ : mapping of str to str
+        Rank 0's environment.
+    sys_path : tuple of str
+        Where the user's modules are.
+    cpus : tuple of int
+        The CPUs that rank 0 is bound to.
+    info : ProcessInfo
+        Rank 0.
+    meeting : Meeting
+        Where rank 0's hub is.
+    host : str
+        Address for the scheduler to listen on.
+    workers : int
+        About how many will come.
+    until : float
+        When all workers must have joined, in seconds of `time.monotonic`.
+    dask_config : mapping, optional
+        Configuration of Dask in rank 0, which may have set some of it in its script.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str]
+    sys_path: tuple[str, ...]
+    cpus: tuple[int, ...]
+    info: ProcessInfo
+    meeting: Meeting
+    host: str
+    workers: int
+    until: float
     dask_config: Mapping[str, Any] | None
 
 
@@ -109,13 +162,14 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _dumps(content: object) -> bytes:
+def pack(content: object) -> bytes:
+    """Write orders down; what the user's script defines travels by value."""
     settings = getattr(content, "settings", None)
     given = [settings.worker_class, settings.worker_options, settings.scheduler_options] if settings is not None else ()
     config = getattr(content, "dask_config", None)
     if all(map(_is_plain, given)) and _is_plain(config):
         return pickle.dumps(content)
-    # Takes 35 ms to import. Classes of the user's script travel by value.
+    # Takes 35 ms to import.
     import cloudpickle
 
     return bytes(cloudpickle.dumps(content))
@@ -123,9 +177,14 @@ def _dumps(content: object) -> bytes:
 
 def send(pipe: IO[bytes], content: object) -> None:
     """Send something to a member: its length, then its pickle."""
-    data = _dumps(content)
+    data = pack(content)
     pipe.write(len(data).to_bytes(_LENGTH, "big") + data)
     pipe.flush()
+
+
+def unpack(data: bytes) -> Any:
+    """Read what `pack` has written; from a process of this run only."""
+    return pickle.loads(data)  # noqa: S301
 
 
 def receive() -> Any:
@@ -136,7 +195,7 @@ def receive() -> Any:
     EOFError
         If the starter is gone.
     """
-    return pickle.loads(_read(int.from_bytes(_read(_LENGTH), "big")))  # noqa: S301 - from our own parent
+    return unpack(_read(int.from_bytes(_read(_LENGTH), "big")))
 
 
 def quick_orders() -> HostOrders:

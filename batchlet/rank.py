@@ -19,7 +19,7 @@ from . import report, seat
 from .environments import Environment, Figure, ProcessInfo
 from .errors import BatchletError, EndError, NetworkError, PlanError
 from .network import reachable_host
-from .orders import HostOrders, dask_config, start_host
+from .orders import HostOrders, SchedulerOrders, dask_config, start_host
 from .plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
 from .rendezvous import FileRendezvous, Meeting, Rendezvous
 from .resources import node_resources, read_host
@@ -32,6 +32,7 @@ from .versions import versions
 if TYPE_CHECKING:
     import subprocess
 
+    from .scheduler_seat import SchedulerProcess
     from .supervision.hub import Hub
 
 __all__ = ["Rank", "importing", "member", "unexpected"]
@@ -349,6 +350,7 @@ class _SchedulerRank:
         self._failure: EndError | None = None
         self._over = threading.Event()
         self._stop_serving: Callable[[], object] | None = None
+        self._process: SchedulerProcess | None = None
 
     def run(self) -> int:
         from .supervision.hub import Hub
@@ -424,6 +426,52 @@ class _SchedulerRank:
             return reachable_host(self._rank.info.node, self._rank.info.nodes, None), error
 
     def _serve(self, hub: Hub, host: str, meeting: Meeting) -> None:
+        self._process = self._ask_host(host, meeting)
+        if self._process is None:
+            self._serve_here(hub, host, meeting)
+            return
+        self._process.watch(hub.scheduler_gone)
+        try:
+            self._over.wait()
+        finally:
+            self._process.end(self._rank.settings.stop_timeout)
+
+    def _ask_host(self, host: str, meeting: Meeting) -> SchedulerProcess | None:
+        """Have the host of this node's workers run the scheduler, if there will be one and this process has no Dask yet."""
+        rank = self._rank
+        info, settings = rank.info, rank.settings
+        if (
+            "distributed" in sys.modules
+            or not settings.share_node
+            or not any(hosts_workers(info, settings, local) for local in info.local_ranks)
+        ):
+            return None
+        name = seat.socket_name(info.run_id, info.node, rank.environ)
+        if name is None:
+            return None
+        from .scheduler_seat import ask
+
+        cpus = tuple(seat.facts()["cpus"])
+        orders = SchedulerOrders(
+            settings,
+            {**os.environ, **rank.environ},
+            tuple(sys.path),
+            cpus,
+            info,
+            meeting,
+            host,
+            self._workers(),
+            rank.deadline,
+            dask_config(),
+        )
+        return ask(name, orders, rank.deadline)
+
+    def _workers(self) -> int:
+        """About how many workers will come."""
+        info, each = self._rank.info, self._rank.settings.workers_per_node or 0
+        return max(info.world_size, info.nodes * each)
+
+    def _serve_here(self, hub: Hub, host: str, meeting: Meeting) -> None:
         import asyncio
 
         with importing():
@@ -436,9 +484,7 @@ class _SchedulerRank:
         with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
             token = dashboard_token(meeting.secret) if meeting.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
-            info, each = self._rank.info, self._rank.settings.workers_per_node or 0
-            workers = max(info.world_size, info.nodes * each)
-            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, workers, self._set_stop))
+            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._workers(), self._set_stop))
 
     def _set_stop(self, stop: Callable[[], object]) -> None:
         self._stop_serving = stop
@@ -453,9 +499,12 @@ class _SchedulerRank:
 
     def _end_hard(self) -> None:
         """End this process although the scheduler's event loop does not; in the hub's thread."""
-        from .roles.worker import remove_scratch
+        if self._process is not None:
+            self._process.kill()
+        else:
+            from .roles.worker import remove_scratch
 
-        remove_scratch()
+            remove_scratch()
         self._rendezvous.withdraw()
         self._remove_note()
         with contextlib.suppress(Exception):

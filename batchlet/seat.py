@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-__all__ = ["Seat", "facts", "hello", "may_sit_quickly", "peer_is_ours", "sit_quickly", "socket_name"]
+__all__ = ["Seat", "facts", "hello", "may_sit_quickly", "message", "peer_is_ours", "sit_quickly", "socket_name"]
 
 _PREFIX = "BATCHLET_DASK_CLUSTER__"
 _PAUSE = 0.005
@@ -181,14 +181,15 @@ def _start_quickly(
     """Leave the host and all that is to know about this launch to a shell; returns if that is not possible."""
     from .parked import may_park, orders_of, park
 
-    orders, hello = orders_of(options, deadline - time.monotonic()), _message(words)
+    orders, hello = orders_of(options, deadline - time.monotonic()), message(words)
     if orders is not None and len(hello) < _ROOM and may_park():
         connection.sendall(hello)
         park(connection, listener, orders)
         sys.exit("batchlet: error: /bin/sh cannot be run.")
 
 
-def _message(words: Mapping[str, Any]) -> bytes:
+def message(words: Mapping[str, Any]) -> bytes:
+    """Write the first message of a connection: its length, then the words."""
     data = marshal.dumps(dict(words))
     return len(data).to_bytes(4, "big") + data
 
@@ -354,7 +355,7 @@ class Seat:
         """Talk with the host until it has a last word; nothing if it ends before it has answered at all."""
         assert self._socket is not None
         try:
-            self._send(_message(self._hello()))
+            self._send(message(self._hello()))
             for number in self._unsent:
                 self._send(b"signalled %d\n" % number)
         except OSError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import SettingsError
 
-__all__ = ["LEAST_WORKER_MEMORY", "LOG_LEVELS", "PREFIX", "Settings", "describe_bytes", "parse_bytes"]
+__all__ = ["LEAST_WORKER_MEMORY", "LOG_LEVELS", "PREFIX", "SWITCH_VALUES", "Settings", "describe_bytes", "parse_bytes"]
 
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 MODES = ("auto", "mpi", "slurm", "allocation", "local")
@@ -127,19 +127,13 @@ def _quorum(value: object) -> int | float:
     return _count(value)
 
 
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
 def _flag(value: object) -> bool:
     """Whether: true or false."""
     if isinstance(value, str):
-        value = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }[value.strip().lower()]
+        value = _TRUTH[value.strip().lower()]
     if not isinstance(value, bool):
         raise ValueError
     return value
@@ -193,8 +187,12 @@ def _security(value: object) -> object:
     return value if hasattr(value, "get_connection_args") else _flag(value)
 
 
+#: What an option that is on or off may be given as on a command line; given as nothing it is on.
+SWITCH_VALUES = (*_TRUTH, "auto")
+
+
 def _option(parse: Callable[[object], Any], default: Any, text: str) -> Any:
-    metadata = {"parse": parse, "help": text}
+    metadata = {"parse": parse, "help": text, "switch": parse in (_flag, _auto_or_flag, _security)}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)

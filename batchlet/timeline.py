@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Marks", "lines", "mark", "marks"]
+__all__ = ["Marks", "forget", "lines", "mark", "marks"]
 
 # Event and time (seconds since the epoch: the marks of several nodes are compared, as well as their clocks agree).
 Marks = Sequence[tuple[str, float]]
@@ -20,6 +20,11 @@ def mark(event: str) -> None:
     """Note that something has happened, the last time if several."""
     _marks[:] = [known for known in _marks if known[0] != event]
     _marks.append((event, time.time()))
+
+
+def forget() -> None:
+    """Drop the marks of the process that this one was forked from."""
+    _marks.clear()
 
 
 def marks() -> Marks:

@@ -13,11 +13,13 @@ import re
 import signal
 import socket
 import ssl
+import stat
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask.config
@@ -29,6 +31,8 @@ from ..report import log_level, note
 
 __all__ = [
     "DASK_LOG_LEVEL",
+    "SCHEDULER_PROCESS",
+    "close_files",
     "configure_logging",
     "end_helpers",
     "expect_death",
@@ -45,6 +49,8 @@ _GONE = 2.0
 _NUMBER = re.compile(r"\d+")
 _SIGNAL = re.compile(r"signal (\d+)")
 _WORKER_PROCESS = "Dask Worker process (from Nanny)"
+#: Name of the process of the scheduler, where a host starts it.
+SCHEDULER_PROCESS = "Batchlet scheduler"
 _hide_lock = threading.Lock()
 _hide_count = 0
 _hushed = False
@@ -204,7 +210,7 @@ def hidden_main() -> Iterator[None]:
 
 def _preparation_data(name: str) -> dict[str, Any]:
     data: dict[str, Any] = _original(name)
-    if name == _WORKER_PROCESS:
+    if name in (_WORKER_PROCESS, SCHEDULER_PROCESS):
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
         # Each Nanny puts its own directory on the path of this process: no worker is to import from another one's.
@@ -226,6 +232,17 @@ def start_helpers() -> None:
         sys.warnoptions.remove(quiet)
 
 
+def close_files(keep: set[int]) -> None:
+    """Close what a process has inherited from the one it was forked from, but for the output, logs and what it is to keep.
+
+    Who waits for the end of a connection or a pipe would not see it as long as this process has it open too.
+    """
+    for number in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if number > 2 and number not in keep and not stat.S_ISREG(os.fstat(number).st_mode):
+                os.close(number)
+
+
 def end_helpers() -> None:
     """End multiprocessing's helper processes (fork server, resource tracker) and wait until they are gone.
 
@@ -239,8 +256,10 @@ def end_helpers() -> None:
         if pid is not None and os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
     for child in multiprocessing.active_children():
-        child.kill()
-        child.join(1.0)
+        # Rank 0 sees to the end of the scheduler.
+        if child.name != SCHEDULER_PROCESS:
+            child.kill()
+            child.join(1.0)
     # Dask's queues hold semaphores, which must be gone before the tracker is.
     gc.collect()
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]

@@ -35,10 +35,9 @@ import dask.config
 from distributed import Worker
 from distributed.utils import get_mp_context
 from distributed.versions import get_versions
-from tornado import netutil
 
 from ..security import Credentials
-from .dask_process import DASK_LOG_LEVEL, start_helpers
+from .dask_process import DASK_LOG_LEVEL, close_files, start_helpers
 
 __all__ = ["give", "start"]
 
@@ -53,6 +52,9 @@ _LATE_IMPORTS = (
     "batchlet.roles.rank_place",
 )
 _WORTH_WARMING = 4
+# Tornado has a process that accepts a TLS connection read the certificates of all authorities, which it then does not use: 25
+# ms and a megabyte. A worker does so when another one asks it for data; read here it delays the start.
+_WORTH_READING = 32
 # Where the fork server waits for the run's credentials before it serves.
 _waiting: int | None = None
 # What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
@@ -80,7 +82,7 @@ def start(directory: str, workers: int) -> None:
     ):
         return
     if workers >= _WORTH_WARMING:
-        _warm_up(directory)
+        _warm_up(directory, workers)
     # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
     gc.freeze()
     _start_tracker()
@@ -134,7 +136,7 @@ def _start_tracker() -> None:
 
 
 def _fork(keep: set[int], work: Callable[[], None]) -> int:
-    """Do `work` in a copy of this process that has no files open but those to `keep` and the output."""
+    """Do `work` in a copy of this process that has no connections open but those to `keep`."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -142,10 +144,7 @@ def _fork(keep: set[int], work: Callable[[], None]) -> int:
         return pid
     code = 1
     try:
-        # The host's sockets are not for these processes: who waits on one would not see the host end.
-        kept = sorted({0, 1, 2, *keep})
-        for first, last in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-            os.closerange(first + 1, last)
+        close_files(keep)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
@@ -155,7 +154,7 @@ def _fork(keep: set[int], work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def _warm_up(directory: str) -> None:
+def _warm_up(directory: str, workers: int) -> None:
     """Do once what every worker would do while it starts: late imports, looking up the versions of packages.
 
     Nothing here may start a thread, open a file for good or differ from worker to worker.
@@ -168,10 +167,10 @@ def _warm_up(directory: str) -> None:
         importlib.import_module("numpy.random")
     get_versions()
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Tornado has a process that accepts a TLS connection read the certificates of all authorities, which it then does not use:
-    # 25 ms and a megabyte.
-    with contextlib.suppress(AttributeError):
-        netutil._client_ssl_defaults()
+    if workers >= _WORTH_READING:
+        with contextlib.suppress(AttributeError):
+            netutil: Any = importlib.import_module("tornado.netutil")
+            netutil._client_ssl_defaults()
     # Who is compared with an abstract class for the first time is compared with all that are derived from it.
     for value in (0, 0.5):
         isinstance(value, numbers.Real)

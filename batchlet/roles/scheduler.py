@@ -5,23 +5,50 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import dask.config
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from ..errors import EndError
 from ..settings import Settings
-from ..supervision.hub import Hub
 from ..timeline import mark
 from . import dashboard
 from .dask_process import configure_logging, hush, start_failure
 from .tuning import intervals
 
-__all__ = ["dashboard_place", "options", "serve"]
+__all__ = ["Observer", "dashboard_place", "options", "serve"]
 
 # Seconds between signs of life of the scheduler's event loop.
 _BEAT = 0.5
+
+
+class Observer(Protocol):
+    """Who is told how the scheduler is: the hub, in this process or another one.
+
+    Attributes
+    ----------
+    on_stopping : callable
+        To be called when the run is over, before the workers leave.
+    on_gone : callable
+        To be called with the names of workers that are lost.
+    """
+
+    on_stopping: Callable[[], object]
+    on_gone: Callable[[set[str]], object]
+
+    def beat(self) -> None:
+        """Note that the scheduler's event loop runs."""
+
+    def worker_joined(self, name: object) -> None:
+        """Note that the scheduler knows a worker."""
+
+    def scheduler_started(self, **start: Any) -> None:
+        """Note where the scheduler listens."""
+
+    def fail(self, error: EndError) -> None:
+        """End the run."""
 
 
 class _Join(SchedulerPlugin):  # type: ignore[misc]
@@ -29,7 +56,7 @@ class _Join(SchedulerPlugin):  # type: ignore[misc]
 
     name = "batchlet-join"
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Observer) -> None:
         self._hub = hub
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
@@ -60,7 +87,7 @@ def options(settings: Settings, host: str, security: Any, token: str | None) -> 
 
 
 async def serve(
-    hub: Hub,
+    hub: Observer,
     keywords: Mapping[str, Any],
     token: str | None,
     settings: Settings,
@@ -71,7 +98,7 @@ async def serve(
 
     Parameters
     ----------
-    hub : Hub
+    hub : Observer
         Is told the address and the workers.
     keywords : mapping of str to object
         See `options`.
@@ -126,7 +153,7 @@ def _forget(scheduler: Any, names: set[str]) -> None:
         scheduler.loop.add_callback(scheduler.remove_worker, address, stimulus_id=f"batchlet-host-lost-{time.time()}")
 
 
-async def _beat(hub: Hub) -> None:
+async def _beat(hub: Observer) -> None:
     while True:
         hub.beat()
         await asyncio.sleep(_BEAT)

@@ -40,6 +40,7 @@ __all__ = [
     "RankPlace",
     "close",
     "configured",
+    "forget_scratch",
     "keep_ports",
     "nanny_spec",
     "remove_scratch",
@@ -199,6 +200,13 @@ def remove_scratch() -> None:
     """Remove this process's directories at once; for an end in which nothing else is done."""
     for directory in list(_directories):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def forget_scratch() -> None:
+    """Leave the directories of the process that this one was forked from to that."""
+    _directories.clear()
+    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config.pop("tempdir", None)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from ..errors import (
     error_named,
     terminated,
 )
+from ..plan import CLIENT, SCHEDULER, WORKER
 from ..security import Credentials
 from ..timeline import Marks, mark, marks
 from .protocol import LIMIT, Message, ProtocolError, accept, encode, receive, run_loop
@@ -30,6 +31,8 @@ from .protocol import LIMIT, Message, ProtocolError, accept, encode, receive, ru
 __all__ = ["Hub"]
 
 _LINGER = 3.0
+# Seconds within which a host says how the scheduler's process has ended.
+_OBITUARY = 1.0
 # Connections that may wait to be accepted: all ranks come at the same moment.
 _BACKLOG = 4096
 
@@ -139,6 +142,7 @@ class Hub:
         self._signal: Message | None = None
         self._beat = 0.0
         self._phase = "starting"
+        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-hub", daemon=True)
@@ -159,6 +163,10 @@ class Hub:
     def tell(self, facts: Mapping[str, Any]) -> None:
         """Let the ranks know what rank 0 knows about the nodes; they wait for it."""
         self._call(self._welcome_all, facts)
+
+    def scheduler_gone(self) -> None:
+        """Note that the scheduler's process, where it is not this one, has ended."""
+        self._call(self._scheduler_lost, None)
 
     def scheduler_started(self, **start: Any) -> None:
         """Let the ranks know where the scheduler listens."""
@@ -247,6 +255,10 @@ class Hub:
         if self._phase == "stopping":
             peer.send({"op": "stop"})
             return peer
+        if peer.role == SCHEDULER:
+            self.on_stopping = lambda: peer.send({"op": "stopping"})
+            self.on_gone = lambda names: peer.send({"op": "forget", "workers": sorted(names)})
+            return peer
         if self._signal is not None:
             peer.send(self._signal)
         if self._facts is not None:
@@ -272,6 +284,14 @@ class Hub:
         elif op == "signalled":
             who = _called(str(message.get("member", peer.name)))
             self._pass_signal(int(message["number"]), f"{who} on node {peer.node}")
+        elif peer.role == SCHEDULER and op == "beat":
+            self.beat()
+        elif peer.role == SCHEDULER and op == "joined":
+            self._join(str(message["worker"]))
+        elif peer.role == SCHEDULER and op == "started":
+            self._started({"op": "start", **message["start"]})
+        elif op == "died":
+            self._scheduler_lost(str(message["how"]))
         elif op == "done":
             self._stop()
         elif op == "bye":
@@ -285,11 +305,13 @@ class Hub:
         """Draw the conclusion from a connection that has ended."""
         lost = not peer.left
         peer.left = True
-        if self._phase == "stopping":
+        if peer.role == SCHEDULER:
+            self._scheduler_left()
+        elif self._phase == "stopping":
             self._check_stopped()
         elif self._phase == "failed":
             pass
-        elif peer.role == "client":
+        elif peer.role == CLIENT:
             # A client that says good-bye early has its reasons, and says them itself.
             if lost:
                 self._client_lost(peer)
@@ -297,6 +319,21 @@ class Hub:
                 self._stop()
         elif lost:
             self._members_lost(peer, list(peer.plan) or peer.brings)
+
+    def _scheduler_left(self) -> None:
+        """The scheduler's process has taken its leave, or died."""
+        if self._ending:
+            self._on_stop()
+        else:
+            self._scheduler_lost(None)
+
+    def _scheduler_lost(self, how: str | None) -> None:
+        if self._phase not in ("starting", "running"):
+            return
+        if how is None:
+            self._loop.call_later(_OBITUARY, self._scheduler_lost, "ended")
+            return
+        self._fail(ClusterLostError(f"The scheduler, a process of rank 0 on node {self._nodes[0]}, {how}."))
 
     def _client_lost(self, peer: _Peer) -> None:
         who = "the client" if peer.name == "client" else f"the client, rank {peer.name}"
@@ -332,7 +369,7 @@ class Hub:
         if self._signal is not None or self._phase in ("stopping", "failed"):
             return
         self._signal = {"op": "terminate", "number": number, "where": where}
-        clients = [peer for peer in self._peers.values() if peer.role == "client" and not peer.left]
+        clients = [peer for peer in self._peers.values() if peer.role == CLIENT and not peer.left]
         if not clients:
             self._fail(terminated(number, where))
             return
@@ -386,7 +423,7 @@ class Hub:
 
     def _missing(self) -> tuple[list[str], list[str]]:
         """Members that have not come, and workers that have not joined."""
-        there = {name for name, peer in self._peers.items() if peer.role != "worker"}
+        there = {name for name, peer in self._peers.items() if peer.role != WORKER}
         there |= {member for peer in self._peers.values() for member in peer.plan}
         return sorted(self._expected - there, key=_by_rank), sorted(set(self._planned()) - self._joined, key=_by_rank)
 
@@ -423,7 +460,7 @@ class Hub:
         members, workers = self._missing()
         count = len(self._workers())
         enough = self._quorum(len(self._planned()) + len(members))
-        client_there = any(peer.role == "client" and not peer.left for peer in self._peers.values())
+        client_there = any(peer.role == CLIENT and not peer.left for peer in self._peers.values())
         missing = self._name_missing(members, workers)
         if enough is not None and count >= enough and client_there and self._start is not None:
             self._on_loss(
@@ -459,9 +496,9 @@ class Hub:
         node = self._nodes.get(rank) or self._places().get(rank)
         return f"on node {node}" if node else "on a node that nobody came from"
 
-    def _broadcast(self, message: Message) -> None:
+    def _broadcast(self, message: Message, but: str | None = None) -> None:
         for peer in self._peers.values():
-            if not peer.left:
+            if not peer.left and peer.role != but:
                 peer.send(message)
 
     def _fail(self, error: EndError) -> None:
@@ -491,23 +528,30 @@ class Hub:
             return
         self._phase = "stopping"
         self.on_stopping()
-        self._broadcast({"op": "stop"})
+        self._broadcast({"op": "stop"}, but=SCHEDULER)
         self._loop.call_later(self._stop_timeout, self._say_bye)
         self._check_stopped()
 
     def _check_stopped(self) -> None:
         """The client leaves last: it waits for the hub's bye."""
-        if any(not peer.left for peer in self._peers.values() if peer.role != "client"):
+        if any(not peer.left for peer in self._peers.values() if peer.role not in (CLIENT, SCHEDULER)):
             return
         self._say_bye()
 
     def _say_bye(self) -> None:
-        self._broadcast({"op": "bye", "timeline": {"rank 0, the scheduler": marks(), **self._timeline}})
+        apart = any(peer.role == SCHEDULER for peer in self._peers.values())
+        ours = {"rank 0" if apart else "rank 0, the scheduler": marks()}
+        self._broadcast({"op": "bye", "timeline": {**ours, **self._timeline}}, but=SCHEDULER)
         self._end()
 
     def _end(self) -> None:
         """Let the scheduler end; the hard way if its event loop is blocked."""
-        self._on_stop()
+        self._ending = True
+        schedulers = [peer for peer in self._peers.values() if peer.role == SCHEDULER and not peer.left]
+        for scheduler in schedulers:
+            scheduler.send({"op": "stop"})
+        if not schedulers:
+            self._on_stop()
         self._loop.call_later(self._stop_timeout, self._on_stuck)
 
     def _background(self, coroutine: Any) -> None:

@@ -15,6 +15,12 @@ start       hub         the scheduler listens at this address
 ready       hub         all workers have joined (or as many as the user wants to wait for)
 failed      rank        I cannot take part, and why; the run ends
 signalled   rank        I was sent a signal, which is meant for the client
+beat        scheduler   my event loop runs
+started     scheduler   I listen at this address
+joined      scheduler   this worker has come
+stopping    hub         to the scheduler: the workers are about to leave
+forget      hub         to the scheduler: these workers are lost
+died        host        the scheduler's process, which I have started, has ended in this way
 terminate   hub         to the client: another rank was sent a signal
 done        client      the user's code has left the ``with`` block
 stop        hub         the run is over, end in good order

@@ -50,6 +50,11 @@ def test_version_is_that_of_the_package(capsys):
         ("app.py --plan -m x", "", Program("script", "app.py", ("--plan", "-m", "x"))),
         ("--grace 3 app.py a", "--grace 3", Program("script", "app.py", ("a",))),
         ("--grace=3 app.py", "--grace=3", Program("script", "app.py")),
+        ("--timeline app.py false", "--timeline", Program("script", "app.py", ("false",))),
+        ("--timeline -m app", "--timeline", Program("module", "app")),
+        ("--security false app.py", "--security false", Program("script", "app.py")),
+        ("--share-node --grace 3 app.py", "--share-node --grace 3", Program("script", "app.py")),
+        ("--colocate auto app.py", "--colocate auto", Program("script", "app.py")),
         ("-m app -c x", "", Program("module", "app", ("-c", "x"))),
         ("-c pass --plan", "", Program("code", "pass", ("--plan",))),
         ("--plan --grace 3", "--plan --grace 3", None),
@@ -61,6 +66,15 @@ def test_version_is_that_of_the_package(capsys):
 )
 def test_options_end_where_the_program_begins(line, options, program):
     assert cli._split(line.split()) == (options.split(), program)
+
+
+def test_a_switch_alone_is_on():
+    given = vars(cli._parser().parse_args(["--timeline", "--security", "false", "--share-node"]))
+    assert {name: value for name, value in given.items() if isinstance(value, str)} == {
+        "timeline": "true",
+        "security": "false",
+        "share_node": "true",
+    }
 
 
 @pytest.mark.parametrize(

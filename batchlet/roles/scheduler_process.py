@@ -1,0 +1,210 @@
+"""The process of the scheduler where the host of rank 0's node has forked it; see `batchlet.scheduler_seat`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing.resource_tracker
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import dask.config
+from distributed.utils import get_mp_context
+
+from .. import timeline
+from ..errors import EndError
+from ..orders import SchedulerOrders, unpack
+from ..parked import HOST_ENVIRONMENT
+from ..plan import SCHEDULER
+from ..security import dashboard_token
+from ..supervision.link import Link
+from ..supervision.signals import handled
+from ..versions import versions
+from . import dask_process, scheduler
+from .dask_security import security_for
+from .worker import forget_scratch, remove_scratch, scratch
+
+__all__ = ["can_start", "main", "start"]
+
+# Seconds by which patience here exceeds rank 0's.
+_PATIENCE = 5.0
+# Seconds that the event loop has to come back once nobody waits for it any more.
+_AT_ONCE = 2.0
+
+
+def can_start() -> bool:
+    """Whether processes are forked here from one that has imported Dask."""
+    return bool(get_mp_context().get_start_method() == "forkserver")
+
+
+def start(orders: bytes, connection: socket.socket) -> Any:
+    """Start the process; in the host.
+
+    Parameters
+    ----------
+    orders : bytes
+        A packed `SchedulerOrders`.
+    connection : socket
+        To rank 0. The process gets a copy.
+
+    Returns
+    -------
+    multiprocessing.Process
+        The process.
+    """
+    process = get_mp_context().Process(
+        target=main, args=(orders, connection), name=dask_process.SCHEDULER_PROCESS, daemon=False
+    )
+    process.start()
+    return process
+
+
+def main(words: bytes, connection: socket.socket) -> NoReturn:
+    """Be the scheduler until the run is over, or rank 0 is gone."""
+    # Its own group: the host ends that of its fork server when it ends itself.
+    os.setsid()
+    code = 1
+    try:
+        dask_process.close_files({connection.fileno()})
+        _forget_tracker()
+        connection.setblocking(True)
+        orders = unpack(words)
+        assert isinstance(orders, SchedulerOrders)
+        _move(orders)
+        connection.sendall(b"started %d\n" % os.getpid())
+        code = _Lodger(orders, connection).run()
+    except EndError as error:
+        code = error.exit_code
+    except Exception as error:  # noqa: BLE001
+        # Rank 0 misses it, and says so.
+        sys.stderr.write(f"batchlet: error: the scheduler's process failed: {type(error).__name__}: {error}\n")
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _forget_tracker() -> None:
+    """Have multiprocessing start a resource tracker for this process, should it need one: the host's ends with the host."""
+    tracker: Any = getattr(multiprocessing.resource_tracker, "_resource_tracker", None)
+    if hasattr(tracker, "_fd"):
+        tracker._fd = tracker._pid = None
+
+
+def _move(orders: SchedulerOrders) -> None:
+    """Be at home in rank 0 rather than in the rank that has started the host."""
+    timeline.forget()
+    for name in [name for name in os.environ if name not in orders.environ and name not in HOST_ENVIRONMENT]:
+        del os.environ[name]
+    os.environ.update(orders.environ)
+    sys.path[:] = orders.sys_path
+    if orders.cpus:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, orders.cpus)
+    forget_scratch()
+    dask.config.refresh()
+    if orders.dask_config is not None:
+        dask.config.update(dask.config.config, orders.dask_config)
+
+
+class _Lodger:
+    """The scheduler at work."""
+
+    def __init__(self, orders: SchedulerOrders, connection: socket.socket) -> None:
+        self._orders = orders
+        self._connection = connection
+        self._over = threading.Event()
+        self._stop: Callable[[], object] | None = None
+
+    def run(self) -> int:
+        orders = self._orders
+        threading.Thread(target=self._watch_rank_0, name="batchlet-rank-0", daemon=True).start()
+        info, settings, meeting = orders.info, orders.settings, orders.meeting
+        link = Link(
+            meeting,
+            {
+                "name": "scheduler",
+                "role": SCHEDULER,
+                "node": info.node,
+                "local_ranks": [],
+                "brings": [],
+                "versions": versions(),
+            },
+            orders.until + _PATIENCE,
+            settings.scheduler_timeout,
+        )
+        hub = _HubByLink(link, self._end)
+        link.listen(hub.hear)
+        token = dashboard_token(meeting.secret) if meeting.certificate else None
+        options = scheduler.options(settings, orders.host, security_for(settings.security, link.credentials), token)
+        with handled(hub.signalled), scratch(settings, os.environ, info.run_id):
+            asyncio.run(scheduler.serve(hub, options, token, settings, orders.workers, self._set_stop))
+        link.close()
+        return link.exit_code
+
+    def _set_stop(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        if self._over.is_set():
+            stop()
+
+    def _end(self, at_once: bool) -> None:
+        """End the scheduler; `at_once` whatever its event loop does, since the run has failed and nothing is left to save."""
+        self._over.set()
+        if self._stop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._stop()
+        limit = threading.Timer(_AT_ONCE if at_once else self._orders.settings.stop_timeout + _AT_ONCE, self._end_hard)
+        limit.daemon = True
+        limit.start()
+
+    def _end_hard(self) -> None:
+        remove_scratch()
+        os._exit(1)
+
+    def _watch_rank_0(self) -> None:
+        """End when rank 0 does not need this process any more, or is gone."""
+        with contextlib.suppress(OSError):
+            while self._connection.recv(1):
+                pass
+        self._end(at_once=self._stop is None)
+
+
+class _HubByLink:
+    """The hub, which is in another process, as the scheduler sees it."""
+
+    def __init__(self, link: Link, end: Callable[[bool], None]) -> None:
+        self._link = link
+        self._end = end
+        self.on_stopping: Callable[[], object] = lambda: None
+        self.on_gone: Callable[[set[str]], object] = lambda _: None
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Do what rank 0 says; in the link's thread."""
+        op = message["op"]
+        if op == "stopping":
+            self.on_stopping()
+        elif op == "forget":
+            self.on_gone(set(message["workers"]))
+        elif op in ("stop", "end"):
+            self._end(op == "end")
+
+    def beat(self) -> None:
+        self._link.send("beat")
+
+    def worker_joined(self, name: object) -> None:
+        self._link.send("joined", worker=str(name))
+
+    def scheduler_started(self, **start: Any) -> None:
+        self._link.send("timeline", who="the scheduler", marks=timeline.marks())
+        self._link.send("started", start=start)
+
+    def fail(self, error: EndError) -> None:
+        self._link.send("failed", kind=type(error).__name__, message=str(error))
+
+    def signalled(self, number: int, _frame: object) -> None:
+        self._link.send("signalled", number=number, member="0")
