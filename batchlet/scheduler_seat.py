@@ -7,12 +7,15 @@ process, which has that connection from then on, so that each of the two sees at
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import IO
 
 from . import seat
 from .orders import SchedulerOrders, pack
@@ -33,13 +36,17 @@ class SchedulerProcess:
     ----------
     connection : socket
         To the process.
+    lines : file
+        What it says there: the directories that it has made, as JSON.
     pid : int
         Its number.
     """
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
+    def __init__(self, connection: socket.socket, lines: IO[bytes], pid: int) -> None:
         self.pid = pid
         self._connection = connection
+        self._lines = lines
+        self._scratch: list[str] = []
         self._gone = threading.Event()
 
     def watch(self, on_gone: Callable[[], None]) -> None:
@@ -47,8 +54,8 @@ class SchedulerProcess:
 
         def wait() -> None:
             with contextlib.suppress(OSError):
-                while self._connection.recv(1):
-                    pass
+                for line in self._lines:
+                    self._scratch = json.loads(line)
             self._gone.set()
             on_gone()
 
@@ -60,13 +67,15 @@ class SchedulerProcess:
             self._connection.shutdown(socket.SHUT_WR)
         if not self._gone.wait(timeout):
             self.kill()
-            self._gone.wait(_GONE)
 
     def kill(self) -> None:
-        """End the process at once, if it is still there."""
+        """End the process at once, if it is still there, and remove its scratch."""
         if not self._gone.is_set():
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
+            self._gone.wait(_GONE)
+            for directory in self._scratch:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProcess | None:
@@ -91,14 +100,16 @@ def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProce
     try:
         connection.settimeout(max(_PAUSE, deadline - time.monotonic()))
         connection.sendall(seat.message(words))
-        answer = connection.makefile("rb").readline().split()
+        lines = connection.makefile("rb")
+        answer = lines.readline().split()
     except OSError:
-        answer = []
+        connection.close()
+        return None
     if len(answer) != 2 or answer[0] != b"started":
         connection.close()
         return None
     connection.settimeout(None)
-    return SchedulerProcess(connection, int(answer[1]))
+    return SchedulerProcess(connection, lines, int(answer[1]))
 
 
 def _connect(name: bytes, deadline: float) -> socket.socket | None:

@@ -56,17 +56,19 @@ def to_rank(rank: int, name: str, codes: Collection[int]) -> Kind:
 
 
 def to_worker(running: Running) -> None:
-    """SIGKILL to some worker process: a child of the fork server."""
+    """SIGKILL to some worker process: a grandchild of a host."""
     for process in running.place.processes():
         with contextlib.suppress(psutil.Error):
-            parent = process.parent()
-            if (
-                parent is not None
-                and "forkserver" in " ".join(parent.cmdline())
-                and "forkserver" in " ".join(process.cmdline())
-            ):
+            family = [process, *process.parents()[:2]]
+            if process.name() != "dask-scheduler" and all("batchlet.member" in one.cmdline() for one in family):
                 process.kill()
                 return
+
+
+def to_scheduler(running: Running) -> None:
+    """SIGKILL to the scheduler's process, which comes some time after the start."""
+    with contextlib.suppress(AssertionError, psutil.Error):
+        running.scheduler().kill()
 
 
 def scancel(running: Running) -> None:
@@ -82,6 +84,7 @@ KINDS = (
     # A rank that gets SIGTERM before it has come to Batchlet just dies.
     *(to_rank(rank, "TERM", (80, 81, 143)) for rank in range(4)),
     Kind("SIGKILL to a worker process", (), to_worker),
+    Kind("SIGKILL to the scheduler", (81,), to_scheduler),
     Kind("scancel", (143,), scancel),
     Kind("raises", (1,), argv=("raises",)),
     Kind("exit(3)", (3,), argv=("exits", "3")),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import multiprocessing.resource_tracker
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import dask.config
@@ -26,7 +28,7 @@ from ..supervision.signals import handled
 from ..versions import versions
 from . import dask_process, scheduler
 from .dask_security import security_for
-from .worker import forget_scratch, remove_scratch, scratch
+from .worker import forget_scratch, remove_scratch, scratch, scratch_directories
 
 __all__ = ["can_start", "main", "start"]
 
@@ -34,6 +36,8 @@ __all__ = ["can_start", "main", "start"]
 _PATIENCE = 5.0
 # Seconds that the event loop has to come back once nobody waits for it any more.
 _AT_ONCE = 2.0
+# At most 15 bytes.
+_NAME = "dask-scheduler"
 
 
 def can_start() -> bool:
@@ -99,6 +103,9 @@ def _forget_tracker() -> None:
 def _move(orders: SchedulerOrders) -> None:
     """Be at home in rank 0 rather than in the rank that has started the host."""
     timeline.forget()
+    with contextlib.suppress(OSError):
+        # For `top` and `ps`; it would be called "python", as everything here.
+        Path("/proc/self/comm").write_text(_NAME, encoding="utf-8")
     for name in [name for name in os.environ if name not in orders.environ and name not in HOST_ENVIRONMENT]:
         del os.environ[name]
     os.environ.update(orders.environ)
@@ -143,6 +150,8 @@ class _Lodger:
         token = dashboard_token(meeting.secret) if meeting.certificate else None
         options = scheduler.options(settings, orders.host, security_for(settings.security, link.credentials), token)
         with handled(hub.signalled), scratch(settings, os.environ, info.run_id):
+            # If rank 0 has to kill this process, it tidies up.
+            self._connection.sendall(json.dumps(scratch_directories()).encode() + b"\n")
             asyncio.run(scheduler.serve(hub, options, token, settings, orders.workers, self._set_stop))
         link.close()
         return link.exit_code

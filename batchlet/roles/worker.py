@@ -45,6 +45,7 @@ __all__ = [
     "nanny_spec",
     "remove_scratch",
     "scratch",
+    "scratch_directories",
     "start",
     "start_failure",
 ]
@@ -200,6 +201,11 @@ def remove_scratch() -> None:
     """Remove this process's directories at once; for an end in which nothing else is done."""
     for directory in list(_directories):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def scratch_directories() -> list[str]:
+    """Name this process's directories."""
+    return sorted(_directories)
 
 
 def forget_scratch() -> None:

@@ -48,8 +48,10 @@ class _Peer:
     brings: list[str] = field(default_factory=list)
 
     def send(self, message: Message) -> None:
-        with contextlib.suppress(RuntimeError, OSError):
-            self.writer.write(encode(message))
+        # AttributeError: asyncio's, of a TLS connection that is closed already (seen with Python 3.11).
+        with contextlib.suppress(RuntimeError, OSError, AttributeError):
+            if not self.left:
+                self.writer.write(encode(message))
 
 
 class Hub:

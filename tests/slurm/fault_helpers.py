@@ -107,6 +107,16 @@ class Running:
         assert len(tops) == 1, f"host of rank {rank}: {tops}"
         return tops[0]
 
+    def scheduler(self) -> psutil.Process:
+        """The scheduler, where it has a process of its own."""
+        found = []
+        for process in self.place.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "dask-scheduler":
+                    found.append(process)
+        assert len(found) == 1, f"scheduler: {found}"
+        return found[0]
+
     def script(self) -> psutil.Process:
         """The process that runs the script where that is not a rank: in an allocation, or without a launcher."""
         for process in self.place.processes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ DONE = r"^batchlet: done after"
 NO_CLIENT = r"^batchlet: the client, rank 1 on node \S+, ended without leaving the `with` block"
 LOST = r"^batchlet: error: .*(rank 0|Rank 0).*"
 RAPID = options(stop_timeout=4)
+DASK_FIRST = {"DASK_FIRST": "1"}
 
 
 def strike(number: int, *ranks: int):
@@ -42,6 +44,18 @@ def stop_and_continue(running: Running) -> None:
     with contextlib.suppress(psutil.TimeoutExpired):
         client.wait(4 + 1 + 4)
     rank_0.send_signal(signal.SIGCONT)
+
+
+def strike_scheduler(number: int):
+    """Send a signal to the scheduler's process."""
+    return lambda running: running.scheduler().send_signal(number)
+
+
+def strike_host_and_go_on(running: Running) -> None:
+    """Kill the host of rank 0's node, which has started the scheduler, then let the client go on."""
+    running.host(2).kill()
+    running.wait_for("the run goes on")
+    running.go_on()
 
 
 CLIENT = {
@@ -97,6 +111,32 @@ SCHEDULER = {
         "So does one whose whole process stands still; woken up, it ends without another word.",
         "waits", 81, [r"Rank 0 .* has not responded for 4 s \(scheduler_timeout\)"], never=["TLS handshake", "Listener"],
         env=options(scheduler_timeout=4, stop_timeout=4), act=stop_and_continue, within=4 + 1 + 4, client_rc=81,
+    ),
+}  # fmt: skip
+
+SCHEDULER_PROCESS = {
+    "SIGKILL": Fault(
+        "When the scheduler's process is killed, the client is told by what.",
+        "waits", 81, [r"^batchlet: error: The scheduler, a process of rank 0 on node \S+, was killed by SIGKILL"],
+        act=strike_scheduler(KILL),
+    ),
+    "SIGSTOP": Fault(
+        "One that stands still ends the run after scheduler_timeout.",
+        "waits", 81, [r"rank 0, has not responded for 4 s \(scheduler_timeout\)"],
+        env=options(scheduler_timeout=4, stop_timeout=4), act=strike_scheduler(STOP), within=4 + 1 + 4,
+    ),
+    "SIGTERM": Fault(
+        "SIGTERM to it alone is one to the run.",
+        "waits", 143, [r"^batchlet: ended by SIGTERM; it was sent to rank 0 on node"], act=strike_scheduler(TERM),
+    ),
+    "ends itself": Fault(
+        "It may also be ended by what the user's code does there.",
+        "scheduler-exits", 81, [r"^batchlet: error: The scheduler, a process of rank 0 on node \S+, ended with exit code 5"],
+    ),
+    "the host dies": Fault(
+        "The scheduler outlives the host of its node.",
+        "works-on", 0, [r"died and 2 workers with it; the run goes on with 4$", DONE], ["sum 190", "after the block"],
+        srun="-N2 -n8 --ntasks-per-node=4", act=strike_host_and_go_on, within=10,
     ),
 }  # fmt: skip
 
@@ -159,10 +199,18 @@ def test_client(place: Place, case: str) -> None:
     run_fault(place, CLIENT[case])
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["in rank 0", "in its own process"])
 @pytest.mark.parametrize("case", SCHEDULER)
-def test_scheduler(place: Place, case: str) -> None:
+def test_scheduler(place: Place, case: str, own: bool) -> None:
     """A scheduler that is dead or stands still ends the run, a busy one does not."""
-    run_fault(place, SCHEDULER[case])
+    fault = SCHEDULER[case]
+    run_fault(place, replace(fault, env={**fault.env, **(DASK_FIRST if own else {})}))
+
+
+@pytest.mark.parametrize("case", SCHEDULER_PROCESS)
+def test_process_of_the_scheduler(place: Place, case: str) -> None:
+    """Where the scheduler has a process of its own, rank 0 says what has become of it."""
+    run_fault(place, SCHEDULER_PROCESS[case])
 
 
 @pytest.mark.parametrize("case", WORKER)

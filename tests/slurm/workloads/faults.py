@@ -28,9 +28,17 @@ if fault == "import-error" and rank == arguments[0]:
 if fault == "late" and rank == arguments[0]:
     time.sleep(float(arguments[1]))
 
-from dask.distributed import Client, KilledWorker  # noqa: E402
-
 from batchlet import BatchletRunner  # noqa: E402
+
+
+def import_dask():
+    global Client, KilledWorker
+    from dask.distributed import Client, KilledWorker
+
+
+# Above the block every rank imports it, and rank 0 is the scheduler itself; the host of its node runs it otherwise.
+if os.environ.get("DASK_FIRST"):
+    import_dask()
 
 
 def at_once():
@@ -194,6 +202,10 @@ def block_scheduler(client):
     say(f"sum {sum(client.gather(client.map(lambda number: number, range(20), pure=False)))}")
 
 
+def scheduler_exits(client):
+    client.run_on_scheduler(lambda: os._exit(5))
+
+
 def scheduler_eats_memory(client):
     def eat():
         eaten = []
@@ -282,6 +294,7 @@ FAULTS = {
     "in-a-library": is_in_a_library,
     "cleans-up": cleans_up,
     "block-scheduler": block_scheduler,
+    "scheduler-exits": scheduler_exits,
     "scheduler-eats-memory": scheduler_eats_memory,
     "worker-killed": worker_is_killed,
     "worker-exits": worker_exits,
@@ -291,7 +304,9 @@ FAULTS = {
     "soaks": soaks,
 }
 
-with BatchletRunner() as runner, Client(runner) as client:
-    say("strike")
-    FAULTS[fault](client)
+with BatchletRunner() as runner:
+    import_dask()
+    with Client(runner) as client:
+        say("strike")
+        FAULTS[fault](client)
 say("after the block")
