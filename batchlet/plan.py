@@ -15,6 +15,7 @@ Nothing here reads the environment or the machine.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -300,7 +301,8 @@ def _threads(
 ) -> list[int]:
     """Threads of each worker, in the order of `names`."""
     count, cpus = len(names), resources.cpus.value
-    per_rank = [sum(rank == other for _, other in names) for _, rank in names]
+    of_rank = Counter(rank for _, rank in names)
+    per_rank = [of_rank[rank] for _, rank in names]
     if settings.threads_per_worker is not None:
         asked = settings.threads_per_worker
         if count * asked > cpus or max(per_rank) * asked > resources.cpus_per_rank.value:
@@ -330,11 +332,11 @@ def _threads(
             f"{_cpus(most.value)} ({most.source}). Lower workers_per_node or ask for more CPUs (srun --cpus-per-task)."
         )
     # A rank that is bound to CPUs of its own shares those among its workers.
-    before = [sum(rank == other for _, other in names[:index]) for index, (_, rank) in enumerate(names)]
-    return [
-        max(1, min(_part(room, count, index), _part(most.value, here, number)))
-        for index, (here, number) in enumerate(zip(per_rank, before, strict=True))
-    ]
+    found, before = [], Counter[int]()
+    for index, (_, rank) in enumerate(names):
+        found.append(max(1, min(_part(room, count, index), _part(most.value, of_rank[rank], before[rank]))))
+        before[rank] += 1
+    return found
 
 
 def _part(whole: int, parts: int, index: int) -> int:

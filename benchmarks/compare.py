@@ -11,6 +11,7 @@ taken. The exit code is 1 if something could not be measured at all.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import signal
 import statistics
@@ -25,6 +26,8 @@ from _report import say, stop, surroundings
 from _run import RunError, run, test_slurm
 from _svg import Line, plot
 from _tools import BASE, TOOLS, Shape, Tool
+
+import batchlet
 
 # A tool that hangs would otherwise take its time-out in each repeat.
 MOST_FAILURES = 2
@@ -370,6 +373,8 @@ def main() -> int:
             if options.json:
                 options.json.write_text(keep(cases, about))
 
+        # As pip has done with all the others when it installed them.
+        compileall.compile_dir(Path(batchlet.__file__).parent, quiet=1)
         began = time.monotonic()
         with test_slurm(options.instance) as environ:
             # After each run, so that --read can show what was found before a run that was stopped.

@@ -38,6 +38,7 @@ __all__ = [
     "expect_death",
     "hidden_main",
     "hush",
+    "logging_is_the_users",
     "mention_strangers_once",
     "report_deaths",
     "start_failure",
@@ -64,6 +65,11 @@ def DASK_LOG_LEVEL() -> int:  # noqa: N802
     return int(getattr(logging, log_level().upper()))
 
 
+def logging_is_the_users() -> bool:
+    """Whether the user has configured Dask's logging, which then stays as it is."""
+    return dask.config.get("logging", None) is not None
+
+
 def configure_logging() -> None:
     """Keep Dask's loggers at ``BATCHLET_LOG_LEVEL`` ("warning"), unless the user has configured Dask's logging.
 
@@ -71,7 +77,7 @@ def configure_logging() -> None:
     """
     # Each worker would say that of its own directory. We say it once, of the one that has them all.
     warnings.filterwarnings("ignore", "Creating scratch directories is taking")
-    if dask.config.get("logging", None) is not None:
+    if logging_is_the_users():
         return
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(DASK_LOG_LEVEL())

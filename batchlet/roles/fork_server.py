@@ -37,7 +37,7 @@ from distributed.utils import get_mp_context
 from distributed.versions import get_versions
 
 from ..security import Credentials
-from .dask_process import DASK_LOG_LEVEL, close_files, start_helpers
+from .dask_process import DASK_LOG_LEVEL, close_files, logging_is_the_users, start_helpers
 
 __all__ = ["give", "start"]
 
@@ -177,7 +177,8 @@ def _warm_up(directory: str, workers: int) -> None:
         isinstance(value, numbers.Integral)
     dask.config.update({}, dask.config.config)
     # Code that has run once is faster, and what it has changed in memory the workers then share.
-    logging.getLogger("distributed").setLevel(DASK_LOG_LEVEL())
+    if not logging_is_the_users():
+        logging.getLogger("distributed").setLevel(DASK_LOG_LEVEL())
     path = list(sys.path)
     asyncio.run(_make_worker(directory))
     # It has put its own directory there.

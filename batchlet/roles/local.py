@@ -12,7 +12,7 @@ from ..errors import EndError
 from ..plan import Plan
 from ..settings import Settings
 from .dashboard import guard
-from .dask_process import DASK_LOG_LEVEL, configure_logging, report_deaths, start_failure
+from .dask_process import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths, start_failure
 from .scheduler import options as scheduler_options
 from .worker import Place, nanny_spec
 
@@ -111,7 +111,7 @@ def _options(settings: Settings, place: Place, token: str | None) -> dict[str, A
         "scheduler_port": keywords.pop("port"),
         "dashboard_address": keywords.pop("dashboard_address"),
         "scheduler_kwargs": keywords,
-        "silence_logs": DASK_LOG_LEVEL(),
+        "silence_logs": False if logging_is_the_users() else DASK_LOG_LEVEL(),
     }
 
 

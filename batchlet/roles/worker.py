@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import glob
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from ..report import note
 from ..security import unsafe
 from ..settings import Settings
 from . import rank_place
-from .dask_process import DASK_LOG_LEVEL, expect_death, start_failure
+from .dask_process import DASK_LOG_LEVEL, expect_death, logging_is_the_users, start_failure
 from .tuning import intervals
 
 __all__ = [
@@ -126,7 +127,7 @@ def nanny_spec(
         # Each worker looks through its directory for what dead ones have left there; it shares it with none.
         "local_directory": os.path.join(place.local_directory, str(worker.name)),  # noqa: PTH118
         "security": place.security,
-        "silence_logs": DASK_LOG_LEVEL(),
+        "silence_logs": None if logging_is_the_users() else DASK_LOG_LEVEL(),
         "dashboard": False,
         **({} if settings.security is False else _NO_HTTP),
         **settings.worker_options,
@@ -160,6 +161,9 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
     user has chosen another way.
     """
     config: dict[str, Any] = {"distributed.worker.daemon": False, **intervals(workers, total)}
+    if importlib.util.find_spec("gilknocker") is None:
+        # Each Nanny and each worker would look for it, through all of the path.
+        config["distributed.admin.system-monitor.gil.enabled"] = False
     if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
         config["distributed.worker.multiprocessing-method"] = "forkserver"
         multiprocessing.set_forkserver_preload(["batchlet.roles.worker_process"])
