@@ -279,6 +279,77 @@ def test_a_listener_hears_what_came_before_it_listened(run):
     assert eventually(lambda: heard == ["welcome", "start"])
 
 
+# A scheduler in a process of its own
+
+
+@pytest.fixture
+def apart(run) -> Link:
+    """The scheduler's link in a run that is ready."""
+    scheduler = run.link("scheduler", "scheduler", "n0", ())
+    client = run.client()
+    run.worker("2")
+    run.worker("3")
+    scheduler.send("started", start=START)
+    for name in ("2", "3"):
+        scheduler.send("joined", worker=name)
+    assert client.wait("start", soon())["address"] == START["address"]
+    assert client.wait("ready", soon())["workers"] == 2
+    return scheduler
+
+
+def test_a_scheduler_apart_ends_when_the_workers_have_left_and_rank_0_after_it(run, apart):
+    _, client, second, third = run.links
+    client.send("done")
+    apart.wait("stopping", soon())
+    second.wait("stop", soon())
+    second.close()
+    assert is_silent(apart, "stop")
+    third.close()
+    apart.wait("stop", soon())
+    assert "rank 0" in client.wait("bye", soon())["timeline"]
+    assert not run.stopped.wait(0.1)
+    apart.close()
+    assert run.stopped.wait(5)
+    assert (run.failures, run.losses) == ([], [])
+
+
+def test_a_scheduler_apart_that_dies_is_reported_as_its_host_saw_it_end(run, apart):
+    _, client, second, _ = run.links
+    second.send("died", how="was killed by SIGKILL")
+    with pytest.raises(
+        ClusterLostError, match=r"^The scheduler, a process of rank 0 on node n0, was killed by SIGKILL\.$"
+    ):
+        client.wait("bye", soon())
+    assert len(run.failures) == 1
+
+
+@pytest.mark.parametrize("first", ["process", "connection"])
+def test_a_scheduler_apart_that_dies_without_a_word_is_missed(run, apart, first):
+    if first == "process":
+        run.hub.scheduler_gone()
+    else:
+        apart._loop.call_soon_threadsafe(apart._writer.transport.abort)
+    with pytest.raises(ClusterLostError, match=r"^The scheduler, a process of rank 0 on node n0, ended\.$"):
+        run.links[1].wait("bye", soon())
+
+
+def test_a_scheduler_apart_that_stands_still_ends_the_run(new_run):
+    run = new_run("1 2", scheduler_timeout=0.4)
+    scheduler, client = run.link("scheduler", "scheduler", "n0", ()), run.client()
+    run.worker("2")
+    scheduler.send("beat")
+    scheduler.send("started", start=START)
+    scheduler.send("joined", worker="2")
+    client.wait("ready", soon())
+    with pytest.raises(ClusterLostError, match=r"has not responded for 0\.4 s"):
+        client.wait("bye", soon())
+
+
+def test_a_scheduler_apart_forgets_workers_that_are_lost(run, apart):
+    run.links[2].send("gone", member="2")
+    assert apart.wait("forget", soon())["workers"] == ["2"]
+
+
 # The deadline
 
 
