@@ -432,7 +432,9 @@ class _SchedulerRank:
     def _serve(self, hub: Hub, host: str, meeting: Meeting) -> None:
         self._process = self._ask_host(host, meeting)
         if self._process is None:
-            self._serve_here(hub, host, meeting)
+            # The host may have gone because the run has failed.
+            if not self._over.is_set():
+                self._serve_here(hub, host, meeting)
             return
         self._process.watch(hub.scheduler_gone)
         try:
