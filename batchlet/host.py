@@ -90,7 +90,7 @@ def host(orders: HostOrders, began: float) -> int:
         directory = ""
         try:
             with importing():
-                from .roles import dask_process, fork_server, worker
+                from .roles import dask_process, dask_security, fork_server, worker
 
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(dask_process.hidden_main())
@@ -98,6 +98,7 @@ def host(orders: HostOrders, began: float) -> int:
             workers = max(len(info.local_ranks), each)
             stack.enter_context(worker.configured(workers, max(info.world_size, info.nodes * each)))
             timeline.mark("Dask imported")
+            dask_security.defer_authorities()
             fork_server.start(directory, workers)
         except EndError as error:
             problem = error

@@ -481,9 +481,10 @@ class _SchedulerRank:
         import asyncio
 
         with importing():
-            from .roles import scheduler
+            from .roles import dask_security, scheduler
             from .roles.worker import scratch
 
+            dask_security.defer_authorities()
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from distributed.security import Security
 
 from ..security import Credentials
 
-__all__ = ["RunSecurity", "loader", "prepare", "security_for", "set_loaded"]
+__all__ = ["RunSecurity", "defer_authorities", "loader", "prepare", "security_for", "set_loaded"]
 
 _loaded: Security | None = None
 
@@ -39,6 +41,31 @@ class RunSecurity(Security):  # type: ignore[misc]
         if purpose not in self._contexts:
             self._contexts[purpose] = self.credentials.context(purpose)
         return self._contexts[purpose]
+
+
+class _Deferred(ssl.SSLContext):
+    """A context that is made when a connection first needs it."""
+
+    _make: Callable[[], ssl.SSLContext]
+
+    def wrap_socket(self, *positional: Any, **keywords: Any) -> ssl.SSLSocket:
+        return self._make().wrap_socket(*positional, **keywords)
+
+    def wrap_bio(self, *positional: Any, **keywords: Any) -> ssl.SSLObject:
+        return self._make().wrap_bio(*positional, **keywords)
+
+
+def defer_authorities() -> None:
+    """Read the certificates of all authorities when they are needed, in this process and those forked from it.
+
+    Tornado (6.5) has every process read them that accepts a TLS connection, which does not use them: 25 ms and a megabyte.
+    """
+    iostream: Any = importlib.import_module("tornado.iostream")
+    make = getattr(iostream, "_client_ssl_defaults", None)
+    if make is not None:
+        context = _Deferred(ssl.PROTOCOL_TLS_CLIENT)
+        context._make = make
+        iostream._client_ssl_defaults = lambda: context
 
 
 _prepared: RunSecurity | None = None

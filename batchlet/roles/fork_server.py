@@ -52,9 +52,6 @@ _LATE_IMPORTS = (
     "batchlet.roles.rank_place",
 )
 _WORTH_WARMING = 4
-# Tornado has a process that accepts a TLS connection read the certificates of all authorities, which it then does not use: 25
-# ms and a megabyte. A worker does so when another one asks it for data; read here it delays the start.
-_WORTH_READING = 32
 # Where the fork server waits for the run's credentials before it serves.
 _waiting: int | None = None
 # What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
@@ -82,7 +79,7 @@ def start(directory: str, workers: int) -> None:
     ):
         return
     if workers >= _WORTH_WARMING:
-        _warm_up(directory, workers)
+        _warm_up(directory)
     # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
     gc.freeze()
     _start_tracker()
@@ -154,7 +151,7 @@ def _fork(keep: set[int], work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def _warm_up(directory: str, workers: int) -> None:
+def _warm_up(directory: str) -> None:
     """Do once what every worker would do while it starts: late imports, looking up the versions of packages.
 
     Nothing here may start a thread, open a file for good or differ from worker to worker.
@@ -167,10 +164,6 @@ def _warm_up(directory: str, workers: int) -> None:
         importlib.import_module("numpy.random")
     get_versions()
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if workers >= _WORTH_READING:
-        with contextlib.suppress(AttributeError):
-            netutil: Any = importlib.import_module("tornado.netutil")
-            netutil._client_ssl_defaults()
     # Who is compared with an abstract class for the first time is compared with all that are derived from it.
     for value in (0, 0.5):
         isinstance(value, numbers.Real)
