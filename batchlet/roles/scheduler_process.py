@@ -20,7 +20,6 @@ from distributed.utils import get_mp_context
 from .. import timeline
 from ..errors import EndError
 from ..orders import SchedulerOrders, unpack
-from ..parked import HOST_ENVIRONMENT
 from ..plan import SCHEDULER
 from ..security import dashboard_token
 from ..supervision.link import Link
@@ -106,7 +105,7 @@ def _move(orders: SchedulerOrders) -> None:
     with contextlib.suppress(OSError):
         # For `top` and `ps`; it would be called "python", as everything here.
         Path("/proc/self/comm").write_text(_NAME, encoding="utf-8")
-    for name in [name for name in os.environ if name not in orders.environ and name not in HOST_ENVIRONMENT]:
+    for name in [name for name in os.environ if name not in orders.environ]:
         del os.environ[name]
     os.environ.update(orders.environ)
     sys.path[:] = orders.sys_path

@@ -20,7 +20,7 @@ os.environ["SET_IN_THE_SCRIPT"] = "by " + os.environ["SLURM_PROCID"]
 sys.path.append("/of/the/script/" + os.environ["SLURM_PROCID"])
 
 def look():
-    names = ("SLURM_PROCID", "SLURM_TASK_PID", "SET_IN_THE_SCRIPT", "ONLY_OF_2")
+    names = ("SLURM_PROCID", "SLURM_TASK_PID", "SET_IN_THE_SCRIPT", "ONLY_OF_2", "OMP_NUM_THREADS")
     return {{
         "pid": os.getpid(),
         "environ": {{name: os.environ.get(name) for name in names}},
@@ -60,6 +60,7 @@ def test_where_the_scheduler_runs(srun: Run, place: Place, case: str, apart: boo
     assert found["environ"]["SLURM_PROCID"] == "0"
     assert found["environ"]["SET_IN_THE_SCRIPT"] == "by 0"
     assert found["environ"]["ONLY_OF_2"] is None
+    assert found["environ"]["OMP_NUM_THREADS"] is None
     assert found["path"] == "/of/the/script/0"
     assert Path(found["cwd"]) == place.cwd
     assert (found["option"], found["sum"]) == (17, sum(range(51)))
