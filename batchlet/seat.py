@@ -2,9 +2,8 @@
 
 The first rank that comes binds a Unix socket named after the run and the node, and starts the host, which listens on it. Every
 rank, the first one included, then takes a *seat*: it connects, says who it is, and waits for the end. The connection tells the
-host at once when a rank dies, and the ranks when the host dies. While they wait, all but the one that has started the host are
-shells of some hundred kilobytes (`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes
-memory.
+host at once when a rank dies, and the ranks when the host dies. While they wait they are shells of some hundred kilobytes
+(`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
 
 The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody could bind that name, so
 both sides ask the kernel whose process the other one is. Where the name is taken by somebody else, and on systems without such
@@ -20,6 +19,8 @@ What a rank and the host say to each other:
 from the rank       hello      one `marshal`-ed dict, after its length in 4 bytes
 from the rank       line       ``signalled 15``: this rank got a signal that is meant for the client
 from the host       line       ``seated``; or ``own``: this rank needs a host of its own
+from rank 0         dict       ``scheduler``: the orders of the scheduler, for the host to start; see `batchlet.scheduler_seat`
+from the scheduler  line       ``started 4711``, its number; or ``own`` from the host: rank 0 is to run it itself
 from the host       line       ``end 0``: end with that exit code; ``last 0``: the same, once the host has ended
 ==================  =========  ===============================================================================
 """

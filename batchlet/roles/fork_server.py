@@ -1,4 +1,4 @@
-"""The process from which all workers of a host are forked: multiprocessing's fork server, forked itself from the host.
+"""The process from which a host's workers and rank 0's scheduler are forked: multiprocessing's fork server, itself forked.
 
 multiprocessing would start that process afresh and import Dask a second time, in each of them, on every node. `start` forks it
 from a process that has imported Dask already. Where that is not possible, multiprocessing does it its own way, and imports the

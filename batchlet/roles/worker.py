@@ -188,6 +188,8 @@ _LONGEST_SOCKET_DIRECTORY = 104 - len("/listener-xxxxxxxx") - 1
 
 
 _directories: set[str] = set()
+# Open files of theirs.
+_locks: set[int] = set()
 _PREFIX = "batchlet-"
 # What marks a directory as ours; a user's own may be called batchlet-something, too.
 _LOCK = ".batchlet-lock"
@@ -215,6 +217,10 @@ def scratch_directories() -> list[str]:
 def forget_scratch() -> None:
     """Leave the directories of the process that this one was forked from to that."""
     _directories.clear()
+    while _locks:
+        # A network file system keeps what somebody has open, and the directory with it.
+        with contextlib.suppress(OSError):
+            os.close(_locks.pop())
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     config.pop("tempdir", None)
 
@@ -267,6 +273,7 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
         start_new_session=True,
     )
     _directories.update((directory, sockets))
+    _locks.update(locks)
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     config.setdefault("tempdir", sockets)
     # So that the next run can tell whose the semaphores are that a killed run leaves behind, six of each worker.
@@ -282,6 +289,7 @@ def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iter
         janitor.communicate(b"good\n")
         for lock in locks:
             os.close(lock)
+        _locks.difference_update(locks)
         _directories.difference_update((directory, sockets))
 
 
