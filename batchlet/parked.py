@@ -6,7 +6,6 @@ It may be the parent of the host of its node's workers, and then sees that end: 
 
 from __future__ import annotations
 
-import fcntl
 import marshal
 import os
 import sys
@@ -107,7 +106,7 @@ def park(connection: _socket.socket, listener: _socket.socket | None = None, ord
         if stream is not None:
             stream.flush()
     # Out of each other's way first.
-    moved = [(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE), wanted) for number, wanted in given]
+    moved = [(_out_of_the_way(number), wanted) for number, wanted in given]
     os.set_blocking(connection.fileno(), True)
     for number, wanted in moved:
         os.dup2(number, wanted)
@@ -115,3 +114,13 @@ def park(connection: _socket.socket, listener: _socket.socket | None = None, ord
         os.execve("/bin/sh", ["sh", _SCRIPT], environ)  # noqa: S606
     except OSError:
         return
+
+
+def _out_of_the_way(number: int) -> int:
+    """Duplicate a file descriptor above all that is given to the shell; this, and what it took, ends with Python.
+
+    The module that has a function for it would be one more to load, for each rank.
+    """
+    while number < _ABOVE:
+        number = os.dup(number)
+    return number

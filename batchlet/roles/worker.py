@@ -54,7 +54,9 @@ __all__ = [
 _TERMINATE = 2.0
 _STARTS = 3
 # A worker always has an HTTP server, which gives metrics and more to everybody: here it answers nothing, to nobody.
-_NO_HTTP = {"dashboard_address": f"{LOOPBACK}:0", "config": {"distributed.worker.http.routes": []}}
+_HTTP = "distributed.worker.http.routes"
+# Nobody looks at what each Nanny knows of the node's disks, and reading it is most of what its monitor does.
+_DISKS = "distributed.admin.system-monitor.disk"
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,18 @@ def nanny_spec(
         "memory_limit": worker.memory,
         "host": place.host,
         "protocol": settings.protocol,
-        # Each worker looks through its directory for what dead ones have left there; it shares it with none.
         "local_directory": os.path.join(place.local_directory, str(worker.name)),  # noqa: PTH118
         "security": place.security,
         "silence_logs": None if logging_is_the_users() else DASK_LOG_LEVEL(),
         "dashboard": False,
-        **({} if settings.security is False else _NO_HTTP),
+        **({} if settings.security is False else {"dashboard_address": f"{LOOPBACK}:0"}),
         **settings.worker_options,
         **(rank.options(settings.worker_options) if rank is not None else {}),
+        "config": {
+            _DISKS: dask.config.get(_DISKS),
+            **({} if settings.security is False else {_HTTP: []}),
+            **settings.worker_options.get("config", {}),
+        },
     }
     if cls is not None and issubclass(cls, Nanny):
         return cls, options
@@ -160,7 +166,13 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
     Workers may start processes themselves (``daemon``), and are forked from one process that has imported Dask, unless the
     user has chosen another way.
     """
-    config: dict[str, Any] = {"distributed.worker.daemon": False, **intervals(workers, total)}
+    config: dict[str, Any] = {
+        "distributed.worker.daemon": False,
+        # Each worker would look for what dead ones have left, with three lock files. Its directory is its own; what it leaves
+        # there its Nanny removes, and all of it whoever made the scratch.
+        "distributed.worker.use-file-locking": False,
+        **intervals(workers, total),
+    }
     if importlib.util.find_spec("gilknocker") is None:
         # Each Nanny and each worker would look for it, through all of the path.
         config["distributed.admin.system-monitor.gil.enabled"] = False
@@ -333,7 +345,8 @@ async def start(
 ) -> None:
     """Start one worker. Once the cluster is in use, a task may end it before its Nanny has noticed that it was up."""
     for attempt in range(_STARTS):
-        nanny = cls(address, **options)
+        with dask.config.set({_DISKS: False}):
+            nanny = cls(address, **options)
         nannies.append(nanny)
         with contextlib.suppress(ValueError, AttributeError):
             # Each one puts its own directory there, and nobody has anything to import from it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-from run_helpers import WORKLOADS, Place
+from run_helpers import WORKLOADS, Place, Run, json_line
 
 sys.path.append(str(WORKLOADS.parent))
 from fault_helpers import FAULTS, Running, options
@@ -66,3 +67,57 @@ def test_the_next_run_removes_what_a_killed_one_has_left_and_nothing_else(place:
         assert not semaphores(used)
     finally:
         second.end()
+
+
+KILLED_WORKER = """
+import json, os, signal, sys, urllib.error, urllib.request
+from pathlib import Path
+import dask
+from batchlet import BatchletRunner
+from dask.distributed import Client, get_worker
+
+
+def look():
+    worker = get_worker()
+    try:
+        status = urllib.request.urlopen(f"http://localhost:{worker.http_server.port}/health").status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    return {
+        "pid": os.getpid(),
+        "directory": worker.local_directory,
+        "beside it": sorted(path.name for path in Path(worker.local_directory).parent.iterdir()),
+        "http": status,
+        "routes": dask.config.get("distributed.worker.http.routes"),
+        "target": dask.config.get("distributed.worker.memory.target"),
+        "disks": "host_disk_io.read_bps" in worker.monitor.quantities,
+    }
+
+
+def spill():
+    Path(get_worker().local_directory, "storage", "spilled").write_bytes(bytes(1_000_000))
+
+
+config = {"distributed.worker.memory.target": 0.5}
+with BatchletRunner(workers_per_node=1, worker_options={"config": config}) as runner, Client(runner) as client:
+    client.submit(spill).result()
+    first = client.submit(look, pure=False).result()
+    os.kill(first["pid"], signal.SIGKILL)
+    second = client.submit(look, pure=False).result()
+    gone = not os.path.exists(first["directory"])
+sys.stdout.write("RESULT " + json.dumps({"gone": gone, "first": first, "second": second}) + "\\n")
+"""
+
+
+def test_what_a_dead_worker_had_spilled_is_gone_when_it_is_back(python: Run) -> None:
+    """No disk fills up with what nobody can use; and what the user configures for workers opens nothing that is closed."""
+    result = python(KILLED_WORKER)
+    assert result.rc == 0, str(result)
+    found = json.loads(json_line(result.stdout))
+    assert found["gone"], found
+    for look in (found["first"], found["second"]):
+        # Nothing but the worker's own directory: no lock files, which are slow where many share a file system.
+        assert look["beside it"] == [Path(look["directory"]).name], found
+        assert (look["http"], look["routes"], look["target"]) == (404, [], 0.5), found
+        # Who looks at the dashboard sees the node's disks.
+        assert look["disks"] == Path("/proc/diskstats").exists(), found
