@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import report, seat, timeline
+from . import open_files, report, seat, timeline
 from .environments.base import Figure
 from .errors import EndError
 from .network import reachable_host
@@ -89,14 +89,15 @@ def host(orders: HostOrders, began: float) -> int:
         problem: EndError | None = None
         directory = ""
         try:
+            info, each = orders.info, orders.settings.workers_per_node or 0
+            workers, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
+            open_files.for_workers(workers, total, info.node)
             with importing():
                 from .roles import dask_process, dask_security, fork_server, worker
 
             directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(dask_process.hidden_main())
-            info, each = orders.info, orders.settings.workers_per_node or 0
-            workers = max(len(info.local_ranks), each)
-            stack.enter_context(worker.configured(workers, max(info.world_size, info.nodes * each)))
+            stack.enter_context(worker.configured(workers, total))
             timeline.mark("Dask imported")
             dask_security.defer_authorities()
             fork_server.start(directory, workers)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from . import report, seat
+from . import open_files, report, seat
 from .environments import Environment, Figure, ProcessInfo
 from .errors import BatchletError, EndError, NetworkError, PlanError
 from .network import reachable_host
@@ -415,12 +415,20 @@ class _SchedulerRank:
         told = facts.get(info.node)
         self._rank.make_plan(Figure(*told) if told else None)
         hub.tell(facts)
-        error = failure or self._rank.plan_error
+        error = failure or self._rank.plan_error or self._too_few_files()
         if error is not None:
             hub.fail(error)
             self._over.wait()
         else:
             self._serve(hub, host, meeting)
+
+    def _too_few_files(self) -> EndError | None:
+        """What is wrong with the limit of open files, which is the same for the scheduler's own process."""
+        try:
+            open_files.for_scheduler(self._workers(), self._rank.info.node)
+        except EndError as error:
+            return error
+        return None
 
     def _host(self) -> tuple[str, EndError | None]:
         """Address to listen on, and what is wrong with it; the other ranks hear of that through the hub."""

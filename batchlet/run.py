@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import report, timeline
+from . import open_files, report, timeline
 from .environments import is_first, select
 from .errors import EndError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
@@ -290,6 +290,7 @@ class Run:
         wanted = self._settings.security
         security = security_for(wanted, Credentials.generate() if wanted is True else None)
         self._scratch = directory = self._stack.enter_context(worker.scratch(self._settings, os.environ, self.run_id))
+        self._stack.enter_context(open_files.for_local(len(self.plan.workers)))
         self._stack.enter_context(dask_process.hidden_main())
         self._stack.enter_context(worker.configured())
         host = self._rank.reachable_host() if self._settings.interface else LOOPBACK

@@ -180,6 +180,11 @@ class Place:
         shutil.rmtree(self.base, ignore_errors=True)
 
 
+def open_files(kind: str, limit: int) -> tuple[str, ...]:
+    """Begin a command that may have so many files open: "-S" for the soft limit, "" for both."""
+    return ("sh", "-c", f'ulimit {kind} -n {limit} && exec "$0" "$@"')
+
+
 def json_line(text: str, prefix: str = "RESULT ") -> str:
     """Return the one line of a script's output that starts with `prefix`, without it."""
     lines = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]

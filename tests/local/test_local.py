@@ -9,7 +9,7 @@ import textwrap
 
 import psutil
 import pytest
-from run_helpers import WORKLOADS, Place, Result, Run, json_line
+from run_helpers import WORKLOADS, Place, Result, Run, json_line, open_files
 
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 
@@ -274,3 +274,25 @@ def assert_refused(result: Result, *fragments: str) -> None:
     for fragment in fragments:
         assert fragment in result.errors[0], f"{fragment!r} is missing: {result.errors[0]}"
     assert result.seconds < 15, str(result)
+
+
+OPEN_FILES = """
+import resource
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+with BatchletRunner(workers_per_node=2) as runner, Client(runner) as client:
+    print(client.submit(sum, [1, 2, 3]).result(), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1024)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+def test_the_limit_of_open_files_is_raised_for_as_long_as_the_cluster_is_there(place: Place) -> None:
+    """Cluster and script are one process here; its soft limit is back at the end."""
+    script = place.script(OPEN_FILES)
+    result = place.run(*open_files("-S", 60), sys.executable, script)
+    assert (result.rc, result.stdout) == (0, "6 True\n60\n"), str(result)
+    result = place.run(*open_files("", 60), sys.executable, script)
+    assert result.rc == 2, str(result)
+    [message] = result.errors
+    assert "A local cluster of 2 workers needs about 88 open files, and the hard limit is 60 (`ulimit -Hn`)" in message

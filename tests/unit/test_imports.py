@@ -32,7 +32,7 @@ HEAVY = {
 # The way of the data: a module imports only from lines above its own.
 ORDER = (
     ("errors", "versions"),
-    ("parked",),
+    ("open_files", "parked"),
     ("seat", "timeline"),
     ("settings", "program"),
     ("environments.base",),
