@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import linecache
 import os
 import runpy
 import sys
@@ -72,6 +73,9 @@ class Program:
         if self.kind == "code":
             sys.argv[:] = ["-c", *self.arguments]
             source, name = self.target.encode(), "<string>"
+            if sys.version_info >= (3, 13):
+                # Since then tracebacks show the lines of such code too.
+                linecache.cache[name] = (len(source), None, self.target.splitlines(keepends=True), name)
         else:
             sys.argv[:] = [self.target, *self.arguments]
             if self._is_archive:

@@ -19,6 +19,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from multiprocessing.connection import wait
+from multiprocessing.popen_forkserver import Popen
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ __all__ = [
     "report_deaths",
     "start_failure",
     "start_helpers",
+    "true_exit_codes",
 ]
 
 # Seconds for killed processes to be gone.
@@ -52,12 +55,14 @@ _SIGNAL = re.compile(r"signal (\d+)")
 _WORKER_PROCESS = "Dask Worker process (from Nanny)"
 #: Name of the process of the scheduler, where a host starts it.
 SCHEDULER_PROCESS = "Batchlet scheduler"
-_hide_lock = threading.Lock()
+_lock = threading.Lock()
 _hide_count = 0
 _hushed = False
 _started = False
 _expected: set[int] = set()
+_poll_count = 0
 _original = multiprocessing.spawn.get_preparation_data
+_original_poll = Popen.poll
 
 
 def DASK_LOG_LEVEL() -> int:  # noqa: N802
@@ -202,13 +207,13 @@ def hidden_main() -> Iterator[None]:
     defines by value. Other processes, such as those of the user's own pools, are not touched.
     """
     global _hide_count
-    with _hide_lock:
+    with _lock:
         _hide_count += 1
         multiprocessing.spawn.get_preparation_data = _preparation_data
     try:
         yield
     finally:
-        with _hide_lock:
+        with _lock:
             _hide_count -= 1
             if _hide_count == 0:
                 multiprocessing.spawn.get_preparation_data = _original
@@ -223,6 +228,34 @@ def _preparation_data(name: str) -> dict[str, Any]:
         theirs = {nanny.local_directory for nanny in Nanny._instances}
         data["sys_path"] = [path for path in data["sys_path"] if path not in theirs]
     return data
+
+
+@contextlib.contextmanager
+def true_exit_codes() -> Iterator[None]:
+    """Let each process that comes from a fork server tell its exit code to whoever asks.
+
+    It tells that once, through a pipe. Dask waits for a process in a thread of its own, while every thread that starts another
+    one asks all of them; who comes second reads nothing and notes 255, an "unknown signal" (so does Python 3.13).
+    """
+    global _poll_count
+    with _lock:
+        _poll_count += 1
+        Popen.poll = _poll  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _lock:
+            _poll_count -= 1
+            if _poll_count == 0:
+                Popen.poll = _original_poll  # type: ignore[method-assign]
+
+
+def _poll(self: Any, flag: int = os.WNOHANG) -> int | None:
+    if flag != os.WNOHANG and self.returncode is None:
+        wait([self.sentinel])
+    with self.__dict__.setdefault("_batchlet_lock", threading.Lock()):
+        code: int | None = _original_poll(self)
+        return code
 
 
 def start_helpers() -> None:

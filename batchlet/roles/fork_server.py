@@ -45,7 +45,6 @@ __all__ = ["give", "start"]
 _LATE_IMPORTS = (
     "email.policy",
     "importlib_metadata._adapters",
-    "multiprocessing.popen_forkserver",
     "multiprocessing.synchronize",
     "tornado.platform.asyncio",
     "batchlet.roles.dask_security",

@@ -33,7 +33,7 @@ from ..report import note
 from ..security import unsafe
 from ..settings import Settings
 from . import rank_place
-from .dask_process import DASK_LOG_LEVEL, expect_death, logging_is_the_users, start_failure
+from .dask_process import DASK_LOG_LEVEL, expect_death, logging_is_the_users, start_failure, true_exit_codes
 from .tuning import intervals
 
 __all__ = [
@@ -185,7 +185,7 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
     touched = [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
     before = {name: os.environ.get(name) for name in touched}
     try:
-        with dask.config.set(config):
+        with dask.config.set(config), true_exit_codes():
             yield
     finally:
         for name, value in before.items():

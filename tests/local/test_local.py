@@ -296,3 +296,39 @@ def test_the_limit_of_open_files_is_raised_for_as_long_as_the_cluster_is_there(p
     assert result.rc == 2, str(result)
     [message] = result.errors
     assert "A local cluster of 2 workers needs about 88 open files, and the hard limit is 60 (`ulimit -Hn`)" in message
+
+
+EXIT_CODES = """
+import multiprocessing, os, threading, time
+from multiprocessing.popen_forkserver import Popen
+from batchlet import BatchletRunner
+
+context = multiprocessing.get_context("forkserver")
+original = Popen.poll
+
+
+def ends():
+    time.sleep(0.05)
+    os._exit(7)
+
+
+if __name__ == "__main__":
+    with BatchletRunner(workers_per_node=1):
+        codes = set()
+        for _ in range(20):
+            process = context.Process(target=ends)
+            process.start()
+            waiting = [threading.Thread(target=process._popen.wait) for _ in range(4)]
+            for thread in waiting:
+                thread.start()
+            for thread in waiting:
+                thread.join()
+            codes.add(process.exitcode)
+    print(codes, Popen.poll is original)
+"""
+
+
+def test_the_exit_code_of_a_process_is_true_whoever_asks_first(python: Run) -> None:
+    """Four threads wait for a process, as Dask's do for its workers: none is told 255, "unknown signal"."""
+    result = python(EXIT_CODES)
+    assert (result.rc, result.stdout) == (0, "{7} True\n"), str(result)
