@@ -153,8 +153,12 @@ class Place:
                 process.kill()
 
     def files(self) -> set[Path]:
-        """List the files in the working directory, and Batchlet's own (and its fork server's) in the temporary one."""
-        return {*self.cwd.rglob("*"), *self.tmp.glob("batchlet-*"), *self.tmp.glob("pymp-*")}
+        """List the files in the working directory, and Batchlet's own (and its fork server's) in the temporary one.
+
+        But for those that Python itself leaves beside each module that it imports.
+        """
+        mine = (path for path in self.cwd.rglob("*") if "__pycache__" not in path.parts)
+        return {*mine, *self.tmp.glob("batchlet-*"), *self.tmp.glob("pymp-*")}
 
     def assert_nothing_left(self, before: set[Path] | None = None, result: object = "") -> None:
         """Fail if a process is still there, or a file that was not there before."""

@@ -58,11 +58,11 @@ class _Deferred(ssl.SSLContext):
 def defer_authorities() -> None:
     """Read the certificates of all authorities when they are needed, in this process and those forked from it.
 
-    Tornado (6.5) has every process read them that accepts a TLS connection, which does not use them: 25 ms and a megabyte.
+    Tornado (6.6) has every process read them that accepts a TLS connection, which does not use them: 25 ms and a megabyte.
     """
     iostream: Any = importlib.import_module("tornado.iostream")
     make = getattr(iostream, "_client_ssl_defaults", None)
-    if make is not None:
+    if callable(make):
         context = _Deferred(ssl.PROTOCOL_TLS_CLIENT)
         context._make = make
         iostream._client_ssl_defaults = lambda: context

@@ -6,6 +6,7 @@ It lives in a thread with an event loop of its own, so that it goes on while the
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import re
 import sys
@@ -198,7 +199,8 @@ class Hub:
         """Close all connections and end the thread; does nothing the second time."""
         if self._loop.is_closed():
             return
-        with contextlib.suppress(TimeoutError, RuntimeError):
+        # Python 3.10 has a TimeoutError of its own for these.
+        with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
             asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(self._stop_timeout)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(self._stop_timeout)

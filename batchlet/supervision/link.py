@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -157,7 +158,8 @@ class Link:
         if self._closing:
             return
         self._closing = True
-        with contextlib.suppress(RuntimeError, TimeoutError):
+        # Python 3.10 has a TimeoutError of its own for these.
+        with contextlib.suppress(RuntimeError, concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(timeout)
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._loop.stop)

@@ -5,6 +5,7 @@ What to do comes as variables (`BENCHMARK_...`), which _run.py sets. Light to im
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -123,7 +124,7 @@ def frame(part: int, rows: int) -> Any:
     )
 
 
-def shuffle(_: Any, sizes: dict[str, Any]) -> Figures:
+def shuffle(client: Any, sizes: dict[str, Any]) -> Figures:
     """Seconds for the shuffle of a frame by a column, in Dask's own way (P2P), partition to partition."""
     import dask.dataframe as dd
 
@@ -134,7 +135,8 @@ def shuffle(_: Any, sizes: dict[str, Any]) -> Figures:
             raise AssertionError("rows were lost")
         return time.perf_counter() - began
 
-    # The first one imports pandas everywhere.
+    # Python 3.10 fails when several threads begin to import pandas at one moment.
+    client.run(importlib.import_module, "pandas")
     run(100)
     return {"shuffle": run(sizes["rows"])}
 

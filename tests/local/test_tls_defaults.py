@@ -17,7 +17,8 @@ from tornado.httpclient import AsyncHTTPClient
 
 credentials = Credentials.generate()
 security = dask_security.RunSecurity(credentials)
-made = netutil._client_ssl_defaults.cache_info
+# Before Tornado 6.6 it is made when Tornado is imported.
+made = getattr(netutil._client_ssl_defaults, "cache_info", None)
 
 async def refused(attempt):
     try:
@@ -29,13 +30,13 @@ async def main():
     async with Scheduler(port=0, dashboard_address="127.0.0.1:0", host="tls://127.0.0.1", security=security) as scheduler:
         async with Worker(scheduler.address, security=security, nthreads=1):
             assert len(scheduler.workers) == 1
-    assert made().currsize == 0, "connections of Dask's have read the certificates of all authorities"
+    assert made is None or made().currsize == 0, "connections of Dask's have read the certificates of all authorities"
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=credentials.context(ssl.Purpose.CLIENT_AUTH))
     address = server.sockets[0].getsockname()
     stream = iostream.SSLIOStream(socket.socket())
     assert await refused(stream.connect(address, server_hostname="localhost"))
     assert await refused(AsyncHTTPClient().fetch(f"https://127.0.0.1:{address[1]}/"))
-    assert made().currsize == 1
+    assert made is None or made().currsize == 1
     print("as ever")
 
 asyncio.run(main())

@@ -32,7 +32,13 @@ def by_batchlet(cwd: Path, kind: str, target: str, *arguments: str) -> tuple[int
 
 def by_python(cwd: Path, *arguments: str) -> tuple[int, str, str]:
     rc, out, err = _run(cwd, *arguments)
-    return rc, out, "".join(line for line in err.splitlines(True) if "<frozen runpy>" not in line)
+    kept, ours = [], False
+    for line in err.splitlines(keepends=True):
+        # Python 3.10 shows these frames with their source.
+        ours = "runpy" in line if line.startswith("  File ") else ours and line.startswith("    ")
+        if not ours:
+            kept.append(line)
+    return rc, out, "".join(kept)
 
 
 def _run(cwd: Path, *arguments: str) -> tuple[int, str, str]:
