@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -182,6 +182,16 @@ class Place:
             for semaphore in Path("/dev/shm").glob(f"sem.{glob.escape(scratch.name)}-*"):
                 semaphore.unlink(missing_ok=True)
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+def without_runpy(lines: Sequence[str]) -> list[str]:
+    """Leave out of a traceback what Python's own `-m` adds to it; Python 3.10 shows these frames with their source."""
+    kept, ours = [], False
+    for line in lines:
+        ours = "runpy" in line if line.startswith("  File ") else ours and line.startswith("    ")
+        if not ours:
+            kept.append(line)
+    return kept
 
 
 def open_files(kind: str, limit: int) -> tuple[str, ...]:

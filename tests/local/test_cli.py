@@ -11,7 +11,7 @@ import textwrap
 import time
 
 import pytest
-from run_helpers import Place, Result
+from run_helpers import Place, Result, without_runpy
 
 OURS = "batchlet: "
 
@@ -43,8 +43,7 @@ def batchlet(place: Place, *args: str, **how: object) -> Result:
 
 def of_the_script(result: Result) -> list[str]:
     """What is on stderr without Batchlet's lines, and without the frames of Python's own `-m`."""
-    lines = [line for line in result.errors if not line.startswith(OURS)]
-    return [line for line in lines if '"<frozen runpy>"' not in line]
+    return without_runpy([line for line in result.errors if not line.startswith(OURS)])
 
 
 def assert_same(place: Place, *args: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import without_runpy
 
 from batchlet.errors import UsageError
 from batchlet.program import Program
@@ -32,13 +33,7 @@ def by_batchlet(cwd: Path, kind: str, target: str, *arguments: str) -> tuple[int
 
 def by_python(cwd: Path, *arguments: str) -> tuple[int, str, str]:
     rc, out, err = _run(cwd, *arguments)
-    kept, ours = [], False
-    for line in err.splitlines(keepends=True):
-        # Python 3.10 shows these frames with their source.
-        ours = "runpy" in line if line.startswith("  File ") else ours and line.startswith("    ")
-        if not ours:
-            kept.append(line)
-    return rc, out, "".join(kept)
+    return rc, out, "".join(without_runpy(err.splitlines(keepends=True)))
 
 
 def _run(cwd: Path, *arguments: str) -> tuple[int, str, str]:
