@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from .seat import may_sit_quickly, sit_quickly
+from .seat import may_sit_quickly, read_simply, sit_quickly
 
 if __name__ == "__main__":
     if may_sit_quickly(os.environ, sys.argv[1:]):
-        sit_quickly(os.environ, None)
+        sit_quickly(os.environ, *read_simply(sys.argv[1:]))
     from .cli import main
 
     sys.exit(main())

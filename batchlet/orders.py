@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from .environments import Environment, ProcessInfo, select
 from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
+from .program import Program
 from .rendezvous.base import Meeting
 from .rendezvous.file import FileRendezvous
 from .settings import Settings
@@ -208,13 +209,17 @@ def quick_orders() -> HostOrders:
     """
     found = read_orders()
     sys.path[:] = found["sys_path"]
+    if found["program"] is not None:
+        program = Program(*found["program"])
+        program.prepare()
+        program.check()
     settings = Settings.resolve(found["options"], os.environ)
     environment, _ = select(settings.mode, os.environ)
     info = environment.process(os.environ)
     FileRendezvous(settings.rendezvous_dir, info.run_id, info.node).check()
     return HostOrders(
         settings,
-        tuple(found["sys_path"]),
+        tuple(sys.path),
         found["until"] - time.monotonic(),
         info,
         environment,

@@ -40,13 +40,15 @@ _CONNECTION, LISTENER, _ORDERS = 3, 4, 5
 _ABOVE = 10
 
 
-def orders_of(options: Mapping[str, object], patience: float) -> bytes | None:
+def orders_of(options: Mapping[str, object], program: tuple[str, str] | None, patience: float) -> bytes | None:
     """Write down what a host has to know that is not in its environment; `None` if that is more than plain data.
 
     Parameters
     ----------
     options : mapping of str to object
         What the user asked for.
+    program : tuple of str, optional
+        Kind and target of what `python -m batchlet` is to run.
     patience : float
         Seconds left until all workers must have joined.
     """
@@ -55,6 +57,7 @@ def orders_of(options: Mapping[str, object], patience: float) -> bytes | None:
         return marshal.dumps(
             {
                 "options": dict(options),
+                "program": program,
                 "sys_path": list(sys.path),
                 "until": time.monotonic() + patience,
                 "dask_config": dict(dask.config) if dask is not None else None,

@@ -41,7 +41,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-__all__ = ["Seat", "facts", "hello", "may_sit_quickly", "message", "peer_is_ours", "sit_quickly", "socket_name"]
+__all__ = [
+    "Seat",
+    "facts",
+    "hello",
+    "may_sit_quickly",
+    "message",
+    "peer_is_ours",
+    "read_simply",
+    "sit_quickly",
+    "socket_name",
+]
 
 _PREFIX = "BATCHLET_DASK_CLUSTER__"
 _PAUSE = 0.005
@@ -136,7 +146,30 @@ def may_sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | 
     )
 
 
-def sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | None) -> None:
+def read_simply(arguments: Sequence[str]) -> tuple[dict[str, str] | None, tuple[str, str] | None]:
+    """Read a command line that is plain to who knows none of our options: ``--name=value ... script.py ...``.
+
+    Returns
+    -------
+    options, program : dict and tuple of str
+        What is asked for, and kind and target of a `batchlet.program.Program`; `None` twice if it is not plain.
+    """
+    options: dict[str, str] = {}
+    for position, word in enumerate(arguments):
+        if not word.startswith("-"):
+            return options, ("script", word)
+        if word in ("-m", "-c") and position + 1 < len(arguments):
+            return options, ("module" if word == "-m" else "code", arguments[position + 1])
+        name, given, value = word.partition("=")
+        if not given or not name.startswith("--"):
+            break
+        options[name[2:].replace("-", "_")] = value
+    return None, None
+
+
+def sit_quickly(
+    environ: Mapping[str, str], options: Mapping[str, object] | None, program: tuple[str, str] | None = None
+) -> None:
     """Take a seat at the host that is there, or start one, and never return.
 
     Returns where this process must look closer at who it is.
@@ -147,6 +180,8 @@ def sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | None
         The environment.
     options : mapping, optional
         What the user asked for; `None` if that is not known yet, so that this process must not start a host.
+    program : tuple of str, optional
+        Kind and target of what `python -m batchlet` is to run.
     """
     global _taken, _alone
     rank = environ["SLURM_PROCID"]
@@ -158,7 +193,8 @@ def sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | None
     connection, listener = pair
     if listener is not None:
         if options is not None:
-            _start_quickly(connection, listener, hello(int(rank), rank, environ), options, deadline - PATIENCE)
+            words = hello(int(rank), rank, environ)
+            _start_quickly(connection, listener, words, options, program, deadline - PATIENCE)
         _taken = connection, listener
         return
     seat = Seat(None, lambda: hello(int(rank), rank, environ), None, deadline, 0.0)
@@ -177,12 +213,13 @@ def _start_quickly(
     listener: _socket.socket,
     words: Mapping[str, Any],
     options: Mapping[str, object],
+    program: tuple[str, str] | None,
     deadline: float,
 ) -> None:
     """Leave the host and all that is to know about this launch to a shell; returns if that is not possible."""
     from .parked import may_park, orders_of, park
 
-    orders, hello = orders_of(options, deadline - time.monotonic()), message(words)
+    orders, hello = orders_of(options, program, deadline - time.monotonic()), message(words)
     if orders is not None and len(hello) < _ROOM and may_park():
         connection.sendall(hello)
         park(connection, listener, orders)

@@ -11,6 +11,7 @@ import pytest
 import batchlet
 from batchlet import cli
 from batchlet.program import Program
+from batchlet.seat import read_simply
 from batchlet.settings import Settings
 
 OPTIONS = [option.name for option in fields(Settings) if option.metadata]
@@ -66,6 +67,35 @@ def test_version_is_that_of_the_package(capsys):
 )
 def test_options_end_where_the_program_begins(line, options, program):
     assert cli._split(line.split()) == (options.split(), program)
+
+
+@pytest.mark.parametrize(
+    ("line", "plain"),
+    [
+        ("app.py", True),
+        ("app.py --plan -m x", True),
+        ("--grace=3 --workers-per-node=2 app.py --grace 4", True),
+        ("--timeline=true -m app x", True),
+        ("--interface= -c pass", True),
+        ("--scheduler-options={'a':'b=c'} app.py", True),
+        ("--grace=3 --grace=4 app.py", True),
+        ("--timeline app.py", False),
+        ("--grace 3 app.py", False),
+        ("-m", False),
+        ("--grace=3", False),
+        ("", False),
+    ],
+)
+def test_a_rank_that_does_not_know_the_options_reads_a_plain_line_as_the_parser_does(line, plain):
+    words = line.split()
+    options, program = read_simply(words)
+    assert (options is not None) is (program is not None) is plain
+    if options is not None:
+        ours, known = cli._split(words)
+        given = vars(cli._parser().parse_args(ours))
+        assert known is not None
+        assert program == (known.kind, known.target)
+        assert options == {name: value for name, value in given.items() if isinstance(value, str)}
 
 
 def test_a_switch_alone_is_on():
