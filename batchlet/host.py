@@ -91,7 +91,8 @@ def host(orders: HostOrders, began: float) -> int:
         try:
             info, each = orders.info, orders.settings.workers_per_node or 0
             workers, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
-            open_files.for_workers(workers, total, info.node)
+            # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
+            open_files.make_room(workers, total)
             with importing():
                 from .roles import dask_process, dask_security, fork_server, worker
 
@@ -397,7 +398,10 @@ class _Host:
         try:
             grant = self._orders.environment.grant(guest.environ)
             figure = Figure(int(told[0]), str(told[1])) if told else None
-            return make_plan(info, node_resources(grant, facts, figure), self._settings).hosted
+            plan = make_plan(info, node_resources(grant, facts, figure), self._settings)
+            # A host that listens has the workers of all ranks here.
+            open_files.for_workers(len(plan.workers if self._orders.listen else plan.hosted), info.node)
+            return plan.hosted
         except EndError as error:
             return error
 

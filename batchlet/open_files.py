@@ -1,4 +1,4 @@
-"""How many files a process may have open: each connection is one, and many shells allow 1,024 where 128 workers need 1,300.
+"""How many files a process may have open: each connection is one, and many shells allow 1,024 where 128 workers need 1,200.
 
 Slurm gives a job the limits of the shell that has submitted it. The soft limit is ours to raise, as far as the hard one.
 """
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 from .errors import PlanError
 
-__all__ = ["for_local", "for_scheduler", "for_workers"]
+__all__ = ["for_local", "for_scheduler", "for_workers", "make_room"]
 
 # Counted with distributed 2026.8. A process has some twenty to begin with; what the user's code opens is on top of it.
 _TO_BEGIN_WITH = 64
 # A worker's Nanny (pipes, its socket, its connection to the scheduler) and its rank's connection.
 _PER_WORKER = 9
-# The scheduler's connections to a worker, to its Nanny and, where rank 0 is the scheduler itself, to its host.
-_PER_MEMBER = 3
+# The scheduler's connections to a worker and its Nanny.
+_PER_MEMBER = 2
 # What the limit is raised to, as a multiple of that: tasks open files, and each worker may connect to each other one.
 _ROOM = 4
 _ROOM_AT_LEAST = 4096
@@ -26,15 +26,26 @@ _ROOM_AT_LEAST = 4096
 _MACOS = 10240
 
 
-def for_workers(workers: int, total: int, node: str) -> None:
-    """Let this process, and all that it starts, have what so many workers need.
+def make_room(workers: int, total: int) -> None:
+    """Let this process, and all that it starts, have what so many workers will need, as far as the hard limit goes.
+
+    Parameters
+    ----------
+    workers : int
+        About how many workers this process will have.
+    total : int
+        About how many the whole cluster will have.
+    """
+    _raise(_TO_BEGIN_WITH + _PER_WORKER * workers + _PER_MEMBER * total)
+
+
+def for_workers(workers: int, node: str) -> None:
+    """Make sure that this process can have so many workers.
 
     Parameters
     ----------
     workers : int
         Workers of this process.
-    total : int
-        Workers of the whole cluster.
     node : str
         Where this is, for the message.
 
@@ -43,23 +54,20 @@ def for_workers(workers: int, total: int, node: str) -> None:
     PlanError
         If the hard limit is too low.
     """
-    needed = _TO_BEGIN_WITH + _PER_WORKER * workers
-    _raise(needed, needed + _PER_MEMBER * total, f"The {workers} workers on node {node} need")
+    _need(_TO_BEGIN_WITH + _PER_WORKER * workers, f"The workers on node {node}, {workers} in one process, need")
 
 
 def for_scheduler(total: int, node: str) -> None:
-    """Let this process have what a scheduler of so many workers needs; raises as `for_workers` does."""
-    needed = _TO_BEGIN_WITH + _PER_MEMBER * total
-    _raise(needed, needed, f"The scheduler of {total} workers, on node {node}, needs")
+    """Make sure that this process can be the scheduler of so many workers; raises as `for_workers` does."""
+    _need(_TO_BEGIN_WITH + _PER_MEMBER * total, f"The scheduler of up to {total} workers, on node {node}, needs")
 
 
 @contextlib.contextmanager
 def for_local(workers: int) -> Iterator[None]:
     """Let this process, which is the user's, have what a cluster within it needs, and restore its limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _TO_BEGIN_WITH + (_PER_WORKER + _PER_MEMBER) * workers
-    _raise(needed, needed, f"A local cluster of {workers} workers needs")
     try:
+        _need(_TO_BEGIN_WITH + (_PER_WORKER + _PER_MEMBER) * workers, f"A local cluster of {workers} workers needs")
         yield
     finally:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -67,9 +75,9 @@ def for_local(workers: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _raise(needed: int, likely: int, who: str) -> None:
+def _raise(needed: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(_ROOM * likely, _ROOM_AT_LEAST)
+    wanted = max(_ROOM * needed, _ROOM_AT_LEAST)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     for most in (wanted, min(wanted, _MACOS)):
@@ -77,8 +85,12 @@ def _raise(needed: int, likely: int, who: str) -> None:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
             break
+
+
+def _need(needed: int, who: str) -> None:
+    _raise(needed)
     found, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if found < needed:
+    if found != resource.RLIM_INFINITY and found < needed:
         raise PlanError(
             f"{who} about {needed:,} open files, and the hard limit is {found:,} (`ulimit -Hn`). Start fewer workers with more "
             "threads each (fewer tasks with more --cpus-per-task, or threads_per_worker=), or have the limit raised: Slurm "

@@ -19,7 +19,6 @@ from typing import IO, Any
 
 from .environments import Environment, ProcessInfo, select
 from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
-from .program import Program
 from .rendezvous.base import Meeting
 from .rendezvous.file import FileRendezvous
 from .settings import Settings
@@ -210,6 +209,9 @@ def quick_orders() -> HostOrders:
     found = read_orders()
     sys.path[:] = found["sys_path"]
     if found["program"] is not None:
+        # Other ranks have no need of it.
+        from .program import Program
+
         program = Program(*found["program"])
         program.prepare()
         program.check()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from . import open_files, report, seat
+from . import report, seat
 from .environments import Environment, Figure, ProcessInfo
 from .errors import BatchletError, EndError, NetworkError, PlanError
 from .network import reachable_host
@@ -424,6 +424,8 @@ class _SchedulerRank:
 
     def _too_few_files(self) -> EndError | None:
         """What is wrong with the limit of open files, which is the same for the scheduler's own process."""
+        from . import open_files
+
         try:
             open_files.for_scheduler(self._workers(), self._rank.info.node)
         except EndError as error:

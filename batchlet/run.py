@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import open_files, report, timeline
+from . import report, timeline
 from .environments import is_first, select
 from .errors import EndError, TerminatedError, UsageError, terminated
 from .network import LOOPBACK
@@ -284,6 +284,7 @@ class Run:
 
     def _local_place(self) -> tuple[Any, str | None]:
         """Where the local cluster lives, and the secret of its dashboard."""
+        from . import open_files
         from .roles import dask_process, worker
         from .roles.dask_security import security_for
 

@@ -136,7 +136,7 @@ def nanny_spec(
         "config": {
             _DISKS: dask.config.get(_DISKS),
             **({} if settings.security is False else {_HTTP: []}),
-            **settings.worker_options.get("config", {}),
+            **(settings.worker_options.get("config") or {}),
         },
     }
     if cls is not None and issubclass(cls, Nanny):
