@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .seat import may_sit_quickly, read_simply, sit_quickly
+from .node.attach import may_sit_quickly, read_simply, sit_quickly
 
 if __name__ == "__main__":
     if may_sit_quickly(os.environ, sys.argv[1:]):

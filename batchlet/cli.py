@@ -14,13 +14,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from . import __version__, report
+from .client.session import Run
 from .environments import ProcessInfo, select
 from .errors import EndError, UsageError
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .rendezvous import FileRendezvous
 from .resources import node_resources, read_host
-from .run import Run
 from .runner import BatchletRunner
 from .settings import PREFIX, SWITCH_VALUES, Settings
 
@@ -149,18 +149,18 @@ def _default_client(runner: BatchletRunner) -> Iterator[None]:
     import dask.config
     from distributed import Client
 
-    from .roles import dask_security
+    from .dask_backend import tls
 
-    dask_security.set_loaded(runner.security)
+    tls.set_loaded(runner.security)
     found = {
         "scheduler-address": runner.scheduler_address,
-        "distributed.client.security-loader": f"{dask_security.__name__}.{dask_security.loader.__name__}",
+        "distributed.client.security-loader": f"{tls.__name__}.{tls.loader.__name__}",
     }
     try:
         with dask.config.set(found), Client(runner):
             yield
     finally:
-        dask_security.set_loaded(None)
+        tls.set_loaded(None)
 
 
 def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
@@ -178,14 +178,16 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
             return 0
         host, nodes = read_host(), environment.nodes(os.environ)
         unknown = host.cgroup_memory is None and any(grant.memory is None for _, grant in nodes)
-        told = environment.ask(os.environ) if first and unknown else {}
+        controller_memory = environment.ask(os.environ) if first and unknown else {}
         # What can be seen of this host says nothing about another one, whose memory the controller has told.
         elsewhere = replace(host, memory=_ANY, cpus=_ANY, affinity=_ANY)
         plans = [
             make_plan(
                 node,
                 node_resources(
-                    grant, elsewhere if node.node in told and node.node != info.node else host, told.get(node.node)
+                    grant,
+                    elsewhere if node.node in controller_memory and node.node != info.node else host,
+                    controller_memory.get(node.node),
                 ),
                 settings,
             )

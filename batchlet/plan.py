@@ -209,9 +209,9 @@ def _shape(info: ProcessInfo, settings: Settings) -> _Shape:
     hosts = tuple(rank for rank in roles if hosts_workers(info, settings, rank))
     # In local mode the scheduler and the client are one process beside the workers.
     heads = [rank for rank, role in roles.items() if role != WORKER]
-    together = info.guests or set(heads) & set(hosts)
+    together = info.extra_clients or set(heads) & set(hosts)
     kind = "local" if LOCAL in roles.values() else "colocated" if together else "exclusive"
-    return _Shape(hosts, len(heads) + info.guests, len(info.local_ranks), kind)
+    return _Shape(hosts, len(heads) + info.extra_clients, len(info.local_ranks), kind)
 
 
 def _head_cpus(shape: _Shape, cpus: int, count: int) -> int:

@@ -71,7 +71,7 @@ def read_host(proc: Path = Path("/proc")) -> HostFacts:
     return HostFacts(cpus, affinity, memory, cgroup_memory(proc), cgroup_cpus(proc))
 
 
-def node_resources(grant: Grant, host: HostFacts, told: Figure[int] | None = None) -> NodeResources:
+def node_resources(grant: Grant, host: HostFacts, controller_memory: Figure[int] | None = None) -> NodeResources:
     """Settle what the node grants.
 
     Parameters
@@ -80,7 +80,7 @@ def node_resources(grant: Grant, host: HostFacts, told: Figure[int] | None = Non
         What the launcher's variables say.
     host : HostFacts
         What this process can see.
-    told : Figure of int, optional
+    controller_memory : Figure of int, optional
         Bytes of memory according to the launcher's controller.
     """
     cpus = _within_quota(grant.cpus, host) if grant.cpus is not None else _own_cpus(host)
@@ -89,7 +89,7 @@ def node_resources(grant: Grant, host: HostFacts, told: Figure[int] | None = Non
     # others), so it bounds what one rank may run, not what the node may.
     if host.affinity < min(host.cpus, cpus.value):
         cpus_per_rank = Figure(host.affinity, f"CPU affinity ({cpus.source} says {cpus.value} for the node)")
-    limits = [figure for figure in (grant.memory, host.cgroup_memory, told) if figure is not None]
+    limits = [figure for figure in (grant.memory, host.cgroup_memory, controller_memory) if figure is not None]
     if limits:
         limits.append(Figure(host.memory, "the host's memory"))
     else:

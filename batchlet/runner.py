@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .seat import may_sit_quickly, sit_quickly
+from .node.attach import may_sit_quickly, sit_quickly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from .client.session import Run
     from .plan import Plan
-    from .run import Run
 
 __all__ = ["BatchletRunner"]
 
@@ -61,7 +61,7 @@ class BatchletRunner:
         return self._made or self._make()
 
     def _make(self) -> Run:
-        from .run import Run
+        from .client.session import Run
 
         self._made = Run(asynchronous=self._asynchronous, options=self._options)
         return self._made

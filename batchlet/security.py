@@ -1,7 +1,7 @@
 """TLS credentials and the dashboard's secret, made once per run on rank 0 and kept in memory; and which places to trust.
 
-The key reaches the other processes only through their connection to rank 0, and through pipes; the meeting record, which a
-killed run may leave behind as a file, has the certificate alone. Even OpenSSL, which reads keys from files alone, gets them
+The key reaches the other processes only through their connection to rank 0, and through pipes; the coordinator's record, which
+a killed run may leave behind as a file, has the certificate alone. Even OpenSSL, which reads keys from files alone, gets them
 from memory where the system allows that (Linux: ``memfd_create``).
 """
 
@@ -82,8 +82,8 @@ class Credentials:
         self._show(context)
         return context
 
-    def hub_context(self) -> ssl.SSLContext:
-        """Make the context of rank 0's hub: it proves who it is to ranks that do not have the key yet."""
+    def coordinator_context(self) -> ssl.SSLContext:
+        """Make the context of rank 0's coordinator: it proves who it is to ranks that do not have the key yet."""
         import ssl
 
         context = _context(ssl.Purpose.CLIENT_AUTH, self.certificate)

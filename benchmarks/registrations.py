@@ -29,7 +29,7 @@ async def _host(address: str, security: Any, names: range, gate: Any, over: Any)
     import dask.config
     from distributed import Worker
 
-    from batchlet.roles.tuning import intervals
+    from batchlet.dask_backend.tuning import intervals
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     dask.config.set(intervals(workers=10_000, total=10_000))

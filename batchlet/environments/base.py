@@ -56,7 +56,7 @@ class ProcessInfo:
         What a person calls this job, such as ``"job 4242.0"``; may be empty.
     client_rank : int, optional
         The rank that is the client; `None` where the client is outside the ranks (an allocation without srun).
-    guests : int
+    extra_clients : int
         Clients on this node that are not one of its ranks.
     slots : int, optional
         Tasks that the user asked for on this node, where the launch has fewer ranks than that.
@@ -71,7 +71,7 @@ class ProcessInfo:
     run_id: str
     job: str = ""
     client_rank: int | None = 1
-    guests: int = 0
+    extra_clients: int = 0
     slots: int | None = None
 
 
@@ -124,7 +124,7 @@ class Environment(ABC):
         """Give what can be known from here of the run's nodes, each as its first rank would see it: for `--plan`."""
         return [(self.process(environ), self.grant(environ))]
 
-    def places(self, environ: Mapping[str, str]) -> Mapping[int, str]:  # noqa: ARG002
+    def expected_nodes(self, environ: Mapping[str, str]) -> Mapping[int, str]:  # noqa: ARG002
         """Say on which node each rank should be, as far as the launcher tells; for messages about ranks that are missing."""
         return {}
 

@@ -103,7 +103,7 @@ class SlurmStep(_Slurm):
         cpus = Figure(read_int(environ, "SLURM_CPUS_ON_NODE", least=1), "SLURM_CPUS_ON_NODE")
         return Grant(cpus=cpus, memory=node_memory(environ, cpus.value))
 
-    def places(self, environ: Mapping[str, str]) -> Mapping[int, str]:
+    def expected_nodes(self, environ: Mapping[str, str]) -> Mapping[int, str]:
         """See the base class; known for the block (Slurm's default) and the cyclic distribution."""
         names = _host_names(environ.get("SLURM_STEP_NODELIST", ""))
         if "SLURM_STEP_TASKS_PER_NODE" not in environ:
@@ -152,7 +152,7 @@ class SlurmAllocation(_Slurm):
             + f"-{secrets.token_hex(4)}",
             job=f"job {job_id}" + (f", restart {restart}" if restart else ""),
             client_rank=_CLIENT,
-            guests=int(inside),
+            extra_clients=int(inside),
             slots=slots(environ, 0),
         )
 
@@ -177,7 +177,7 @@ class SlurmAllocation(_Slurm):
                     node=names[rank] if rank < len(names) else f"number {rank}",
                     local_ranks=(rank,),
                     client_rank=None,
-                    guests=client.guests if rank == 0 else 0,
+                    extra_clients=client.extra_clients if rank == 0 else 0,
                     slots=slots(environ, rank),
                 ),
                 Grant(Figure(cpus, "SLURM_JOB_CPUS_PER_NODE"), node_memory(environ, cpus)),

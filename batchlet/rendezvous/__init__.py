@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Meeting, Rendezvous
+from .base import CoordinatorRecord, Rendezvous
 from .file import FileRendezvous
 from .mpi import MpiRendezvous, MpiUnavailableError
 
-__all__ = ["FileRendezvous", "Meeting", "MpiRendezvous", "MpiUnavailableError", "Rendezvous"]
+__all__ = ["CoordinatorRecord", "FileRendezvous", "MpiRendezvous", "MpiUnavailableError", "Rendezvous"]

@@ -1,4 +1,4 @@
-"""How the ranks meet: rank 0 publishes one `Meeting`, all others wait for it with a deadline."""
+"""How the ranks meet: rank 0 publishes one `CoordinatorRecord`, all others wait for it with a deadline."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 
-__all__ = ["Meeting", "Rendezvous"]
+__all__ = ["CoordinatorRecord", "Rendezvous"]
 
 
 @dataclass(frozen=True)
-class Meeting:
+class CoordinatorRecord:
     """What a rank needs to find rank 0, to know it, and to prove that it belongs to the run itself.
 
     The run's private key is not in there: a file with the record may outlive a run that was killed. Rank 0 tells the key
@@ -25,7 +25,7 @@ class Meeting:
     node : str
         The node of rank 0, for messages.
     host, port : str, int
-        Where rank 0's hub listens.
+        Where rank 0's coordinator listens.
     secret : str
         Shared by the ranks of this run and nobody else; hexadecimal.
     certificate : str
@@ -45,7 +45,7 @@ class Meeting:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Meeting:
+    def from_json(cls, text: str) -> CoordinatorRecord:
         """Read a record.
 
         Raises
@@ -56,11 +56,11 @@ class Meeting:
         data = json.loads(text)
         names = {entry.name for entry in fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
-            msg = "not a meeting record"
+            msg = "not a coordinator record"
             raise ValueError(msg)
         port = data.pop("port")
         if not isinstance(port, int) or not all(isinstance(value, str) for value in data.values()):
-            msg = "not a meeting record"
+            msg = "not a coordinator record"
             raise ValueError(msg)
         return cls(port=port, **data)
 
@@ -79,7 +79,7 @@ class Rendezvous(ABC):
         """
 
     @abstractmethod
-    def publish(self, meeting: Meeting) -> None:
+    def publish(self, record: CoordinatorRecord) -> None:
         """Make the record known to the other ranks; rank 0 only.
 
         Raises
@@ -89,7 +89,7 @@ class Rendezvous(ABC):
         """
 
     @abstractmethod
-    def wait(self, deadline: float) -> Meeting:
+    def wait(self, deadline: float) -> CoordinatorRecord:
         """Wait for the record of this run; all ranks but 0.
 
         Parameters
@@ -103,12 +103,12 @@ class Rendezvous(ABC):
             If no record that can be trusted was there by then.
         """
 
-    def latest(self) -> Meeting | None:
+    def latest(self) -> CoordinatorRecord | None:
         """Look again for the record of this run: what was found may have been left behind by a predecessor."""
         return None
 
     def abandon(self, code: int) -> None:  # noqa: B027
-        """Free ranks that may be waiting for this one inside the meeting; the last thing before a failed rank exits.
+        """Free ranks that may be waiting for this one inside the rendezvous; the last thing before a failed rank exits.
 
         Parameters
         ----------

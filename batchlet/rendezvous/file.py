@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import RendezvousError, StartTimeoutError
-from .base import Meeting, Rendezvous
+from .base import CoordinatorRecord, Rendezvous
 
 __all__ = ["FileRendezvous"]
 
@@ -46,7 +46,7 @@ class FileRendezvous(Rendezvous):
     """
 
     def __init__(
-        self, directory: str, run_id: str, node: str, told: Callable[[], Meeting | None] = lambda: None
+        self, directory: str, run_id: str, node: str, told: Callable[[], CoordinatorRecord | None] = lambda: None
     ) -> None:
         self.run_id = run_id
         self._told = told
@@ -56,10 +56,10 @@ class FileRendezvous(Rendezvous):
             self.directory = self.directory.expanduser().absolute()
         except RuntimeError as error:
             raise self._error(str(error)) from None
-        self._record = self.directory / f"{run_id}.json"
+        self._file = self.directory / f"{run_id}.json"
         self._note = self.directory / f"{run_id}.dashboard"
         self._published = False
-        self._found: Meeting | None = None
+        self._found: CoordinatorRecord | None = None
 
     def check(self) -> None:
         """See the base class. Makes the directory, so that every rank runs into the same problem if there is one."""
@@ -79,10 +79,10 @@ class FileRendezvous(Rendezvous):
             self.directory.mkdir(mode=0o700)
         self._check_owner()
 
-    def publish(self, meeting: Meeting) -> None:
+    def publish(self, record: CoordinatorRecord) -> None:
         """See the base class."""
         try:
-            self._write(self._record, meeting.to_json())
+            self._write(self._file, record.to_json())
             self._published = True
             self._refresh(self.directory, sync=True)
         except OSError as error:
@@ -127,18 +127,18 @@ class FileRendezvous(Rendezvous):
         if status.st_mode & 0o077:
             raise self._error(f"others may use it (mode {stat.S_IMODE(status.st_mode):04o}, needed 0700)")
 
-    def wait(self, deadline: float) -> Meeting:
+    def wait(self, deadline: float) -> CoordinatorRecord:
         """See the base class."""
         started = time.monotonic()
         pause = _FIRST_PAUSE
         problem = ""
         while True:
             self._refresh(self.directory)
-            meeting, problem = self._read()
-            meeting = meeting or self._told()
-            if meeting is not None:
-                self._found = meeting
-                return meeting
+            record, problem = self._read()
+            record = record or self._told()
+            if record is not None:
+                self._found = record
+                return record
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -151,15 +151,15 @@ class FileRendezvous(Rendezvous):
             f"why) or the directory is not shared between the nodes. {_HINT}"
         )
 
-    def latest(self) -> Meeting | None:
+    def latest(self) -> CoordinatorRecord | None:
         """See the base class."""
         self._refresh(self.directory)
         return self._read()[0]
 
-    def _read(self) -> tuple[Meeting | None, str]:
+    def _read(self) -> tuple[CoordinatorRecord | None, str]:
         """Read the record if it can be trusted; otherwise say what is wrong with it."""
         try:
-            descriptor = os.open(self._record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return None, ""
         except OSError as error:
@@ -172,12 +172,12 @@ class FileRendezvous(Rendezvous):
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 return None, "a record that others may have written"
             try:
-                meeting = Meeting.from_json(file.read())
+                record = CoordinatorRecord.from_json(file.read())
             except (ValueError, OSError):
                 return None, "a record that is damaged"
-        if meeting.run_id != self.run_id:
-            return None, f"a record of another run ({meeting.run_id})"
-        return meeting, ""
+        if record.run_id != self.run_id:
+            return None, f"a record of another run ({record.run_id})"
+        return record, ""
 
     @staticmethod
     def _refresh(directory: Path, *, sync: bool = False) -> None:
@@ -198,7 +198,7 @@ class FileRendezvous(Rendezvous):
     def withdraw(self, *, orphaned: bool = False) -> None:
         """See the base class."""
         if self._published or (orphaned and self._found is not None and self._read()[0] == self._found):
-            self._record.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
             self._published = False
         if orphaned:
             self.remove_note()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import EndError, LauncherError, RendezvousError, StartTimeoutError
-from .base import Meeting, Rendezvous
+from .base import CoordinatorRecord, Rendezvous
 
 __all__ = ["Layout", "MpiRendezvous", "MpiUnavailableError"]
 
@@ -97,8 +97,8 @@ class MpiRendezvous(Rendezvous):
         self._initialised = False
         self._ours = False
         self._layout: Layout | None = None
-        self._record = b""
-        self._meeting: Meeting | None = None
+        self._packed = b""
+        self._record: CoordinatorRecord | None = None
         self._error: EndError | None = None
         self._code: int | None = None
         self._published = threading.Event()
@@ -152,23 +152,23 @@ class MpiRendezvous(Rendezvous):
             self._thread.start()
         self._await(self._ready, self._deadline)
 
-    def publish(self, meeting: Meeting) -> None:
+    def publish(self, record: CoordinatorRecord) -> None:
         """See the base class. Returns at once; the thread sends the record."""
         self.check()
-        record = meeting.to_json().encode()
-        if len(record) > _RECORD:
-            raise RendezvousError(f"The meeting record has {len(record)} bytes, more than {_RECORD}. {_HINT}")
-        self._record = record
+        packed = record.to_json().encode()
+        if len(packed) > _RECORD:
+            raise RendezvousError(f"The coordinator record has {len(packed)} bytes, more than {_RECORD}. {_HINT}")
+        self._packed = packed
         self._published.set()
 
-    def wait(self, deadline: float) -> Meeting:
+    def wait(self, deadline: float) -> CoordinatorRecord:
         """See the base class. When it returns, MPI is finalised and its thread gone (unless MPI is the script's own)."""
         self.check()
         self._deadline = max(self._deadline, deadline)
         # Not only `_met`: a process that forks should not do so while MPI is being finalised.
         self._await(self._over, deadline)
-        assert self._meeting is not None
-        return self._meeting
+        assert self._record is not None
+        return self._record
 
     def withdraw(self, *, orphaned: bool = False) -> None:  # noqa: ARG002
         """See the base class. Gives an exchange that is under way a moment to complete."""
@@ -313,9 +313,9 @@ class MpiRendezvous(Rendezvous):
         if self._rank == 0:
             while not self._published.wait(_LONGEST_PAUSE):
                 self._check_patience()
-        buffer = bytearray(self._record.ljust(_RECORD)) if self._rank == 0 else bytearray(_RECORD)
+        buffer = bytearray(self._packed.ljust(_RECORD)) if self._rank == 0 else bytearray(_RECORD)
         self._poll(mpi.COMM_WORLD.Ibcast([buffer, mpi.BYTE], root=0))
-        self._meeting = Meeting.from_json(buffer.decode())
+        self._record = CoordinatorRecord.from_json(buffer.decode())
 
     def _poll(self, request: Any) -> None:
         """Wait for a non-blocking operation. Sleeps in between: the ranks may have to share CPUs with real work."""

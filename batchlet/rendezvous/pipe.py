@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import StartTimeoutError
-from .base import Meeting, Rendezvous
+from .base import CoordinatorRecord, Rendezvous
 
 __all__ = ["MARK", "PipeRendezvous"]
 
@@ -29,23 +29,23 @@ class PipeRendezvous(Rendezvous):
         Gives the record once the starter has sent it, `None` before.
     """
 
-    def __init__(self, received: Callable[[], Meeting | None]) -> None:
+    def __init__(self, received: Callable[[], CoordinatorRecord | None]) -> None:
         self._received = received
 
     def check(self) -> None:
         """Nothing can be wrong with a pipe that has brought the orders."""
 
-    def publish(self, meeting: Meeting) -> None:
+    def publish(self, record: CoordinatorRecord) -> None:
         """See the base class."""
-        sys.stdout.write(f"{MARK}{meeting.to_json()}\n")
+        sys.stdout.write(f"{MARK}{record.to_json()}\n")
         sys.stdout.flush()
 
-    def wait(self, deadline: float) -> Meeting:
+    def wait(self, deadline: float) -> CoordinatorRecord:
         """See the base class."""
         while time.monotonic() < deadline:
-            meeting = self._received()
-            if meeting is not None:
-                return meeting
+            record = self._received()
+            if record is not None:
+                return record
             time.sleep(_PAUSE)
         raise StartTimeoutError("No word from rank 0 (start_timeout); its output says why.")
 

@@ -7,16 +7,16 @@ import sys
 
 SCRIPT = """
 import asyncio, socket, ssl
-from batchlet.roles import dask_security
+from batchlet.dask_backend import tls
 from batchlet.security import Credentials
 
-dask_security.defer_authorities()
+tls.defer_authorities()
 from distributed import Scheduler, Worker
 from tornado import iostream, netutil
 from tornado.httpclient import AsyncHTTPClient
 
 credentials = Credentials.generate()
-security = dask_security.RunSecurity(credentials)
+security = tls.RunSecurity(credentials)
 # Before Tornado 6.6 it is made when Tornado is imported.
 made = getattr(netutil._client_ssl_defaults, "cache_info", None)
 

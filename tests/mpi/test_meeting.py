@@ -14,7 +14,7 @@ import pytest
 
 from batchlet.environments import mpi
 from batchlet.errors import LauncherError
-from batchlet.rendezvous.base import Meeting
+from batchlet.rendezvous.base import CoordinatorRecord
 from batchlet.rendezvous.mpi import MpiRendezvous
 
 pytestmark = pytest.mark.mpi(min_size=2)
@@ -37,8 +37,8 @@ def rendezvous(rank: int | None = None) -> MpiRendezvous:
     )
 
 
-def meeting(number: int = 0) -> Meeting:
-    return Meeting("run", "nonce", "here", "10.0.0.1", 4242 + number, "cd" * 32)
+def meeting(number: int = 0) -> CoordinatorRecord:
+    return CoordinatorRecord("run", "nonce", "here", "10.0.0.1", 4242 + number, "cd" * 32)
 
 
 def test_the_launcher_and_mpi_agree():

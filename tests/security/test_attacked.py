@@ -313,7 +313,7 @@ told = json.load(sys.stdin)
 if told["pickle"]:
     security = pickle.loads(base64.b64decode(told["pickle"]))
 else:
-    from batchlet.roles.dask_security import RunSecurity
+    from batchlet.dask_backend.tls import RunSecurity
     from batchlet.security import Credentials
     certificate, begin, key = told["pem"].partition("-----BEGIN PRIVATE")
     security = RunSecurity(Credentials(certificate, begin + key))

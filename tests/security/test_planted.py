@@ -23,7 +23,7 @@ import pytest
 from run_helpers import Place, Result
 from stand import AS_NOBODY, HELD, LOOPBACK, NOBODY, PREFIX, Held, as_nobody, foreign_python, here
 
-from batchlet.rendezvous import Meeting
+from batchlet.rendezvous import CoordinatorRecord
 
 ERROR = "batchlet: error: "
 RECORDS = ".batchlet"
@@ -124,7 +124,7 @@ def test_control_the_trap_notes_who_comes() -> None:
 
 def put(path: Path, run_id: str, host: str, port: int) -> None:
     """Write a record that leads to the attacker."""
-    path.write_text(Meeting(run_id, "00", "n", host, port, "00" * 32).to_json())
+    path.write_text(CoordinatorRecord(run_id, "00", "n", host, port, "00" * 32).to_json())
 
 
 def link_of(record: Path, away: Path, owner: int) -> None:

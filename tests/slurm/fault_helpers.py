@@ -20,7 +20,7 @@ from run_helpers import MARK, WORKLOADS, Place, Result, environ_of
 import batchlet
 
 FAULTS = WORKLOADS / "faults.py"
-PARKED = str(Path(batchlet.__file__).with_name("parked.sh"))
+PARKED = str(Path(batchlet.__file__).parent / "node" / "wait.sh")
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 # More than this no failure needs to say.
 MOST_LINES = 15
@@ -82,7 +82,7 @@ class Running:
             with contextlib.suppress(psutil.Error):
                 line = process.cmdline()
                 # A rank that waits is a shell.
-                of_python = process.name().startswith("python") and (str(FAULTS) in line or "batchlet.member" in line)
+                of_python = process.name().startswith("python") and (str(FAULTS) in line or "batchlet.node" in line)
                 if process.environ().get("SLURM_PROCID") == str(number) and (of_python or line[-1:] == [PARKED]):
                     mine[process.pid] = process
         tops = []
@@ -99,7 +99,7 @@ class Running:
         node, hosts = self.node(rank), []
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
-                if "batchlet.member" in process.cmdline() and process.environ().get("SLURMD_NODENAME") == node:
+                if "batchlet.node" in process.cmdline() and process.environ().get("SLURMD_NODENAME") == node:
                     hosts.append(process)
         pids = {process.pid for process in hosts}
         # Its fork server and the workers have the same command line.

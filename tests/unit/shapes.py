@@ -109,10 +109,10 @@ class Node:
         hosts = tuple(rank for rank in info.local_ranks if rank not in heads or rank in working)
         return cls(
             hosts,
-            len(heads) + info.guests,
+            len(heads) + info.extra_clients,
             len(info.local_ranks),
             local=False,
-            colocated=bool(info.guests or working),
+            colocated=bool(info.extra_clients or working),
         )
 
     def heads_memory(self, usable: int, count: int) -> int:

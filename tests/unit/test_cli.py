@@ -10,8 +10,8 @@ import pytest
 
 import batchlet
 from batchlet import cli
+from batchlet.node.attach import read_simply
 from batchlet.program import Program
-from batchlet.seat import read_simply
 from batchlet.settings import Settings
 
 OPTIONS = [option.name for option in fields(Settings) if option.metadata]

@@ -101,8 +101,8 @@ def test_a_process_in_an_allocation_without_srun_is_its_client_and_no_rank(name)
 
 def test_a_batch_script_runs_on_the_first_node_and_salloc_s_shell_on_none():
     script, shell = (ALLOCATION.process(SHAPES[name].tasks[0].env) for name in WITHOUT_SRUN)
-    assert (script.node, script.nodes, script.guests, script.slots) == ("n1", 2, 1, 5)
-    assert (shell.nodes, shell.guests) == (3, 0)
+    assert (script.node, script.nodes, script.extra_clients, script.slots) == ("n1", 2, 1, 5)
+    assert (shell.nodes, shell.extra_clients) == (3, 0)
     assert ALLOCATION.grant(SHAPES["sbatch_without_srun"].tasks[0].env).cpus.value == 5
     assert ALLOCATION.grant(SHAPES["salloc_without_srun"].tasks[0].env) == Grant()
 

@@ -13,13 +13,13 @@ import pytest
 
 from batchlet.environments import ProcessInfo
 from batchlet.environments.slurm import SlurmStep
-from batchlet.orders import HostOrders, StepOrders, command, send, start_host
-from batchlet.rendezvous.base import Meeting
+from batchlet.node.bootstrap import HostOrders, StepOrders, command, send, start_host
+from batchlet.rendezvous.base import CoordinatorRecord
 from batchlet.settings import Settings
 
 RECEIVE = """
 import json, sys
-from batchlet.orders import receive
+from batchlet.node.bootstrap import receive
 try:
     while True:
         print(json.dumps(repr(receive())), flush=True)
@@ -51,7 +51,7 @@ def orders() -> StepOrders:
 
 def test_what_is_sent_is_received_in_order_and_then_the_end(receiver):
     first = ProcessInfo("slurm", 0, 2, "n1", 1, (0, 1), "run")
-    meeting = Meeting("run", "nonce", "n1", "10.1.2.3", 4242, "ab" * 32)
+    meeting = CoordinatorRecord("run", "nonce", "n1", "10.1.2.3", 4242, "ab" * 32)
     send(receiver.stdin, {"key": "value"})
     send(receiver.stdin, meeting)
     send(receiver.stdin, first)
@@ -80,7 +80,7 @@ def test_half_an_order_is_the_end(receiver):
 def test_a_class_of_the_users_main_module_travels_by_value():
     program = """
 import sys
-from batchlet.orders import StepOrders, send
+from batchlet.node.bootstrap import StepOrders, send
 from batchlet.settings import Settings
 class Mine:
     def __repr__(self): return "mine, by value"
@@ -93,7 +93,7 @@ send(sys.stdout.buffer, StepOrders(settings, {}, (), 30.0, None))
 
 
 def test_the_command_line_says_nothing_but_who_it_is():
-    assert command() == [sys.executable, "-m", "batchlet.member"]
+    assert command() == [sys.executable, "-m", "batchlet.node"]
 
 
 def test_a_member_without_a_starter_ends_at_once_and_silently():

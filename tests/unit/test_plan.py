@@ -327,9 +327,9 @@ def situations(draw):
         # An allocation: one rank on each node, the client beside them on the first one, tasks that the job asked for.
         rank, nodes = draw(st.integers(0, 3)), draw(st.integers(4, 8))
         (info,), resources = node([rank], nodes, cpus, memory)
-        guests = draw(st.integers(0, 1)) if rank == 0 else 0
+        extra_clients = draw(st.integers(0, 1)) if rank == 0 else 0
         slots = draw(st.one_of(st.none(), st.integers(1, 80)))
-        infos = [replace(info, mode="allocation", client_rank=None, guests=guests, slots=slots)]
+        infos = [replace(info, mode="allocation", client_rank=None, extra_clients=extra_clients, slots=slots)]
     return (infos, resources), options
 
 

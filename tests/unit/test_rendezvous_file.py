@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchlet.errors import RendezvousError, StartTimeoutError
-from batchlet.rendezvous import FileRendezvous, Meeting
+from batchlet.rendezvous import CoordinatorRecord, FileRendezvous
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
-def meeting(run_id: str = "run", **other: object) -> Meeting:
+def meeting(run_id: str = "run", **other: object) -> CoordinatorRecord:
     fields = {"nonce": "ab", "node": "n1", "host": "127.0.0.1", "port": 4242, "secret": "5ec2e7"} | other
-    return Meeting(run_id=run_id, **fields)  # type: ignore[arg-type]
+    return CoordinatorRecord(run_id=run_id, **fields)  # type: ignore[arg-type]
 
 
 def meet(directory: Path, run_id: str = "run") -> FileRendezvous:
@@ -96,9 +96,9 @@ def open_place() -> Iterator[Path]:
 # The record
 
 
-@given(st.builds(Meeting, st.text(), st.text(), st.text(), st.text(), st.integers(0, 65535), st.text()))
+@given(st.builds(CoordinatorRecord, st.text(), st.text(), st.text(), st.text(), st.integers(0, 65535), st.text()))
 def test_a_record_is_read_as_it_was_written(record):
-    assert Meeting.from_json(record.to_json()) == record
+    assert CoordinatorRecord.from_json(record.to_json()) == record
 
 
 def test_what_rank_0_publishes_the_others_read(place):
@@ -141,7 +141,7 @@ def test_a_record_is_whole_whenever_it_is_read(place):
     thread.start()
     reads = 0
     while not ends.is_set():
-        assert Meeting.from_json((place / "run.json").read_text()).run_id == "run"
+        assert CoordinatorRecord.from_json((place / "run.json").read_text()).run_id == "run"
         reads += 1
     thread.join()
     assert reads > 10

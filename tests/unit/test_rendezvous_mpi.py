@@ -1,4 +1,4 @@
-"""Meeting through MPI, with an MPI of threads: what a real one makes of it is tested in tests/mpi."""
+"""CoordinatorRecord through MPI, with an MPI of threads: what a real one makes of it is tested in tests/mpi."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from batchlet.errors import LauncherError, RendezvousError, StartTimeoutError
-from batchlet.rendezvous.base import Meeting
+from batchlet.rendezvous.base import CoordinatorRecord
 from batchlet.rendezvous.mpi import MpiRendezvous, MpiUnavailableError
 
-MEETING = Meeting("run", "nonce", "n1", "10.0.0.1", 4242, "ab" * 32)
+MEETING = CoordinatorRecord("run", "nonce", "n1", "10.0.0.1", 4242, "ab" * 32)
 
 MADE: list[MpiRendezvous] = []
 
@@ -286,4 +286,4 @@ def test_a_record_that_is_too_long_is_refused():
     shared = Shared(1)
     rendezvous = meet(0, 1, pretend(shared, 0))
     with pytest.raises(RendezvousError, match="bytes"):
-        rendezvous.publish(Meeting("run", "nonce", "n" * 5000, "h", 1, "s"))
+        rendezvous.publish(CoordinatorRecord("run", "nonce", "n" * 5000, "h", 1, "s"))

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from batchlet.control.connection import Connection
+from batchlet.control.coordinator import Coordinator
 from batchlet.errors import (
     BatchletError,
     ClusterLostError,
@@ -27,10 +29,8 @@ from batchlet.errors import (
     TerminatedError,
     VersionMismatchError,
 )
-from batchlet.rendezvous import Meeting
+from batchlet.rendezvous import CoordinatorRecord
 from batchlet.security import Credentials
-from batchlet.supervision.hub import Hub
-from batchlet.supervision.link import Link
 
 SECRET = os.urandom(32).hex()
 GIB = 1 << 30
@@ -44,12 +44,12 @@ pytestmark = pytest.mark.timeout(20)
 # A member of a run in a process of its own, to be killed.
 MEMBER = """
 import json, sys, time
-from batchlet.rendezvous import Meeting
-from batchlet.supervision.link import Link
-link = Link(Meeting.from_json(sys.argv[1]), json.loads(sys.argv[2]), time.monotonic() + 20, 30.0)
+from batchlet.rendezvous import CoordinatorRecord
+from batchlet.control.connection import Connection
+link = Connection(CoordinatorRecord.from_json(sys.argv[1]), json.loads(sys.argv[2]), time.monotonic() + 20, 30.0)
 workers = json.loads(sys.argv[3])
 if workers is not None:
-    link.send("plan", member=json.loads(sys.argv[2])["name"], workers=workers)
+    link.send("plan", participant=json.loads(sys.argv[2])["name"], workers=workers)
 link.wait("welcome", time.monotonic() + 20)
 print("here", flush=True)
 time.sleep(60)
@@ -69,8 +69,10 @@ def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
     return True
 
 
-def connect(meeting: Meeting, greeting: dict[str, object], deadline: float, patience: float = PATIENCE) -> Link:
-    return Link(meeting, greeting, deadline, patience)
+def connect(
+    meeting: CoordinatorRecord, greeting: dict[str, object], deadline: float, patience: float = PATIENCE
+) -> Connection:
+    return Connection(meeting, greeting, deadline, patience)
 
 
 class Run:
@@ -93,14 +95,14 @@ class Run:
         self.credentials = credentials
         self.failures: list[BatchletError] = []
         self.losses: list[str] = []
-        self.links: list[Link] = []
+        self.links: list[Connection] = []
         self.processes: list[subprocess.Popen[str]] = []
-        self.hub = Hub(
+        self.coordinator = Coordinator(
             host="127.0.0.1",
             secret=SECRET,
             credentials=credentials,
             node="n0",
-            members=members.split(),
+            participants=members.split(),
             start_timeout=start_timeout,
             patience=start_timeout,
             stop_timeout=stop_timeout,
@@ -113,11 +115,11 @@ class Run:
             on_failure=self.failures.append,
             on_loss=self.losses.append,
             on_stuck=self.stuck.set,
-            places=dict,
+            expected_nodes=dict,
         )
-        self.port = self.hub.listen()
+        self.port = self.coordinator.listen()
 
-    def meeting(self, **other: object) -> Meeting:
+    def meeting(self, **other: object) -> CoordinatorRecord:
         fields = {
             "run_id": "run",
             "nonce": "ab",
@@ -127,19 +129,21 @@ class Run:
             "secret": SECRET,
             "certificate": self.credentials.certificate if self.credentials else "",
         } | other
-        return Meeting(**fields)  # type: ignore[arg-type]
+        return CoordinatorRecord(**fields)  # type: ignore[arg-type]
 
-    def link(self, name: str, role: str = "worker", node: str = "n1", local_ranks: tuple[int, ...] = (2, 3)) -> Link:
+    def link(
+        self, name: str, role: str = "worker", node: str = "n1", local_ranks: tuple[int, ...] = (2, 3)
+    ) -> Connection:
         link = connect(self.meeting(), hello(name, role, node, list(local_ranks)), time.monotonic() + 5)
         self.links.append(link)
         return link
 
-    def client(self) -> Link:
+    def client(self) -> Connection:
         return self.link("1", "client", "n0", (0, 1))
 
-    def worker(self, name: str, workers: int = 1) -> Link:
+    def worker(self, name: str, workers: int = 1) -> Connection:
         link = self.link(name)
-        link.send("plan", member=name, workers=self.names(name, workers))
+        link.send("plan", participant=name, workers=self.names(name, workers))
         return link
 
     @staticmethod
@@ -164,9 +168,9 @@ class Run:
 
     def running(self, *names: str) -> None:
         """Bring the cluster to where it is ready, with the workers of these names."""
-        self.hub.scheduler_started(**START)
+        self.coordinator.scheduler_started(**START)
         for name in names:
-            self.hub.worker_joined(name)
+            self.coordinator.worker_joined(name)
 
     def close(self) -> None:
         for process in self.processes:
@@ -175,8 +179,8 @@ class Run:
         for link in self.links:
             if link._thread.is_alive():
                 link.close()
-        if self.hub._thread.is_alive():
-            self.hub.close()
+        if self.coordinator._thread.is_alive():
+            self.coordinator.close()
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -184,7 +188,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait(5)
 
 
-def is_silent(link: Link, op: str, seconds: float = 0.1) -> bool:
+def is_silent(link: Connection, op: str, seconds: float = 0.1) -> bool:
     """Whether the message does not come."""
     try:
         link.wait(op, time.monotonic() + seconds)
@@ -199,7 +203,7 @@ def new_run() -> Iterator[Callable[..., Run]]:
 
     def make(*arguments, **options) -> Run:
         run = Run(*arguments, **options)
-        run.hub.tell({"n1": [4 * GIB, "scontrol"]})
+        run.coordinator.tell({"n1": [4 * GIB, "scontrol"]})
         runs.append(run)
         return run
 
@@ -223,13 +227,13 @@ def soon(seconds: float = 5.0) -> float:
 def test_the_cluster_is_ready_when_all_have_planned_and_all_workers_have_joined_and_not_before(run):
     client, second, third = run.client(), run.worker("2", workers=2), run.worker("3")
     assert second.wait("welcome", soon())["facts"] == {"n1": [4 * GIB, "scontrol"]}
-    run.hub.scheduler_started(**START)
+    run.coordinator.scheduler_started(**START)
     assert third.wait("start", soon())["address"] == START["address"]
-    run.hub.worker_joined(2)
-    run.hub.worker_joined("2-1")
+    run.coordinator.worker_joined(2)
+    run.coordinator.worker_joined("2-1")
     assert is_silent(client, "ready")
     assert not run.met.is_set()
-    run.hub.worker_joined(3)
+    run.coordinator.worker_joined(3)
     ready = client.wait("ready", soon())
     assert run.met.is_set()
     assert (ready["workers"], ready["nodes"]) == (3, 2)
@@ -242,8 +246,8 @@ STEPS = {
     "client": lambda run: run.client(),
     "rank 2": lambda run: run.worker("2"),
     "rank 3": lambda run: run.worker("3"),
-    "scheduler": lambda run: run.hub.scheduler_started(**START),
-    "joins": lambda run: [run.hub.worker_joined(name) for name in (2, 3)],
+    "scheduler": lambda run: run.coordinator.scheduler_started(**START),
+    "joins": lambda run: [run.coordinator.worker_joined(name) for name in (2, 3)],
 }
 
 
@@ -265,7 +269,7 @@ def test_a_member_that_another_one_brings_is_waited_for_too(run):
     run.running("2", "3")
     assert is_silent(brings, "ready")
     run.worker("1w")
-    run.hub.worker_joined("1w")
+    run.coordinator.worker_joined("1w")
     assert brings.wait("ready", soon())["workers"] == 3
 
 
@@ -275,7 +279,7 @@ def test_a_listener_hears_what_came_before_it_listened(run):
     heard: list[str] = []
     client.listen(lambda message: heard.append(message["op"]))
     assert heard == ["welcome"]
-    run.hub.scheduler_started(**START)
+    run.coordinator.scheduler_started(**START)
     assert eventually(lambda: heard == ["welcome", "start"])
 
 
@@ -283,7 +287,7 @@ def test_a_listener_hears_what_came_before_it_listened(run):
 
 
 @pytest.fixture
-def apart(run) -> Link:
+def apart(run) -> Connection:
     """The scheduler's link in a run that is ready."""
     scheduler = run.link("scheduler", "scheduler", "n0", ())
     client = run.client()
@@ -326,7 +330,7 @@ def test_a_scheduler_apart_that_dies_is_reported_as_its_host_saw_it_end(run, apa
 @pytest.mark.parametrize("first", ["process", "connection"])
 def test_a_scheduler_apart_that_dies_without_a_word_is_missed(run, apart, first):
     if first == "process":
-        run.hub.scheduler_gone()
+        run.coordinator.scheduler_gone()
     else:
         apart._loop.call_soon_threadsafe(apart._writer.transport.abort)
     with pytest.raises(ClusterLostError, match=r"^The scheduler, a process of rank 0 on node n0, ended\.$"):
@@ -346,7 +350,7 @@ def test_a_scheduler_apart_that_stands_still_ends_the_run(new_run):
 
 
 def test_a_scheduler_apart_forgets_workers_that_are_lost(run, apart):
-    run.links[2].send("gone", member="2")
+    run.links[2].send("gone", participant="2")
     assert apart.wait("forget", soon())["workers"] == ["2"]
 
 
@@ -376,7 +380,7 @@ def test_the_deadline_names_a_worker_that_did_not_join_and_a_scheduler_that_did_
     client = run.client()
     run.worker("2", workers=2)
     run.worker("3")
-    run.hub.worker_joined("2")
+    run.coordinator.worker_joined("2")
     with pytest.raises(StartTimeoutError, match=r"workers 2-1, 3 did not join .* the scheduler did not start"):
         client.wait("ready", soon())
 
@@ -441,7 +445,7 @@ def test_what_one_rank_reports_ends_all_ranks_with_the_same_error(run):
         with pytest.raises(PlanError, match="9 workers on node n1") as caught:
             link.wait("ready", soon())
         assert caught.value.code == link.exit_code == 2
-        assert link.hub_is_alive
+        assert link.coordinator_is_alive
     assert [(type(error), str(error)) for error in run.failures] == [(PlanError, "9 workers on node n1")]
 
 
@@ -450,7 +454,7 @@ def test_the_first_failure_is_the_root_cause_and_the_only_one_that_is_told(run):
     second.send("failed", kind="PlanError", message="the cause")
     assert eventually(lambda: run.failures)
     third.send("failed", kind="NetworkError", message="a consequence")
-    run.hub.fail(ClusterLostError("another consequence"))
+    run.coordinator.fail(ClusterLostError("another consequence"))
     with pytest.raises(PlanError, match="the cause"):
         client.wait("ready", soon())
     third.close()
@@ -459,7 +463,7 @@ def test_the_first_failure_is_the_root_cause_and_the_only_one_that_is_told(run):
 
 def test_a_rank_that_comes_after_the_failure_hears_the_cause_too(run):
     run.client()
-    run.hub.fail(PlanError("nothing fits"))
+    run.coordinator.fail(PlanError("nothing fits"))
     with pytest.raises(PlanError, match="nothing fits"):
         run.link("3").wait("start", soon())
 
@@ -467,7 +471,7 @@ def test_a_rank_that_comes_after_the_failure_hears_the_cause_too(run):
 def test_when_all_have_heard_of_the_failure_rank_0_is_released_at_once(new_run):
     run = new_run("1 2")
     client, second = run.client(), run.worker("2")
-    run.hub.fail(PlanError("nothing fits"))
+    run.coordinator.fail(PlanError("nothing fits"))
     for link in (client, second):
         with contextlib.suppress(PlanError):
             link.wait("ready", soon())
@@ -479,7 +483,7 @@ def test_a_cluster_without_any_worker_is_a_failure(new_run):
     run = new_run("1 2")
     client = run.client()
     run.worker("2", workers=0)
-    run.hub.scheduler_started(**START)
+    run.coordinator.scheduler_started(**START)
     with pytest.raises(BatchletError) as caught:
         client.wait("ready", soon())
     assert caught.value.code != 0
@@ -562,14 +566,14 @@ def test_when_rank_0_is_gone_every_rank_knows_and_none_waits_for_its_words(run):
     client, second = run.client(), run.worker("2")
     second.wait("welcome", soon())
     client.wait("welcome", soon())
-    run.hub.close()
+    run.coordinator.close()
     for link in (client, second):
         with pytest.raises(
             ClusterLostError, match="Rank 0 on node n0, the scheduler, is lost: its connection ended"
         ) as caught:
             link.wait("ready", soon())
         assert caught.value.code == link.exit_code == 81
-        assert not link.hub_is_alive
+        assert not link.coordinator_is_alive
 
 
 # Signals, versions, and a rank 0 that stands still
@@ -585,7 +589,7 @@ def test_a_rank_with_other_versions_ends_the_run_before_it_starts_and_both_are_s
         assert caught.value.code == link.exit_code == 83
         assert "rank 2 on node n1 has dask 2025.1.0, but rank 0 has dask 2026.8.0" in str(caught.value)
         assert "Python" not in str(caught.value)
-    assert client.hub_is_alive
+    assert client.coordinator_is_alive
 
 
 def test_a_signal_that_some_rank_got_is_passed_on_to_the_client_once(run):
@@ -593,7 +597,7 @@ def test_a_signal_that_some_rank_got_is_passed_on_to_the_client_once(run):
     second.send("signalled", number=signal.SIGTERM)
     assert client.wait("terminate", soon())["number"] == signal.SIGTERM
     assert client.wait("terminate", soon())["where"] == "rank 2 on node n1"
-    run.hub.signalled(signal.SIGINT, "rank 0 on node n0")
+    run.coordinator.signalled(signal.SIGINT, "rank 0 on node n0")
     assert is_silent(second, "end")
     assert client.wait("terminate", soon())["number"] == signal.SIGTERM
     assert run.failures == []
@@ -602,7 +606,7 @@ def test_a_signal_that_some_rank_got_is_passed_on_to_the_client_once(run):
 def test_a_signal_without_a_client_ends_the_run_with_128_plus_its_number(run):
     second = run.worker("2")
     second.wait("welcome", soon())
-    run.hub.signalled(signal.SIGTERM, "rank 0 on node n0")
+    run.coordinator.signalled(signal.SIGTERM, "rank 0 on node n0")
     with pytest.raises(TerminatedError, match="SIGTERM ended the run; it was sent to rank 0 on node n0"):
         second.wait("ready", soon())
     assert second.exit_code == 128 + signal.SIGTERM
@@ -615,7 +619,7 @@ def test_a_client_that_does_not_heed_a_signal_is_ended_after_its_grace(new_run):
     run.worker("2")
     run.running("2")
     client.wait("ready", soon())
-    run.hub.signalled(signal.SIGTERM, "rank 0 on node n0")
+    run.coordinator.signalled(signal.SIGTERM, "rank 0 on node n0")
     with pytest.raises(TerminatedError):
         client.wait("never", soon(2))
 
@@ -627,7 +631,7 @@ def test_a_scheduler_that_stands_still_ends_the_run_and_one_that_is_only_slow_do
     run.running("2")
     client.wait("ready", soon())
     for _ in range(6):
-        run.hub.beat()
+        run.coordinator.beat()
         assert is_silent(client, "end", 0.1)
     with pytest.raises(ClusterLostError, match=r"has not responded for 0\.4 s \(scheduler_timeout\)"):
         client.wait("never", soon(2))
@@ -636,13 +640,13 @@ def test_a_scheduler_that_stands_still_ends_the_run_and_one_that_is_only_slow_do
 def test_a_rank_0_that_stands_still_is_noticed_by_the_others(tmp_path):
     code = (
         "import os, sys, time; sys.path[:0] = [sys.argv[1]]; from unit.test_supervision import Run\n"
-        "run = Run(); run.hub.tell({}); print(run.meeting().to_json(), flush=True); time.sleep(60)"
+        "run = Run(); run.coordinator.tell({}); print(run.meeting().to_json(), flush=True); time.sleep(60)"
     )
     folder = str(Path(__file__).parents[1])
     with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            meeting = Meeting.from_json(process.stdout.readline())
+            meeting = CoordinatorRecord.from_json(process.stdout.readline())
             link = connect(meeting, hello("2", "worker", "n1", [2]), soon(), 0.5)
             link.wait("welcome", soon())
             assert is_silent(link, "end", 0.8)
@@ -651,7 +655,7 @@ def test_a_rank_0_that_stands_still_is_noticed_by_the_others(tmp_path):
             with pytest.raises(ClusterLostError, match=r"it has not responded for 0\.5 s"):
                 link.wait("ready", soon())
             assert 0.3 < time.monotonic() - began < 3
-            assert not link.hub_is_alive
+            assert not link.coordinator_is_alive
             link.close(0.2)
         finally:
             process.kill()
@@ -709,7 +713,7 @@ def test_nothing_is_left_of_a_run_in_its_processes(new_run):
     new_run("2").worker("2").close()
     threads, files = threading.active_count(), open_files()
     run = Run("1 2")
-    run.hub.tell({})
+    run.coordinator.tell({})
     client, second = run.client(), run.worker("2")
     run.running("2")
     client.wait("ready", soon())
@@ -717,7 +721,7 @@ def test_nothing_is_left_of_a_run_in_its_processes(new_run):
     second.close()
     client.wait("bye", soon())
     client.close()
-    run.hub.close()
+    run.coordinator.close()
     assert eventually(lambda: threading.active_count() == threads)
     assert eventually(lambda: open_files() == files)
 
@@ -808,14 +812,16 @@ def test_where_nobody_listens_a_rank_gives_up_at_its_deadline():
     before = threading.active_count()
     began = time.monotonic()
     with pytest.raises(StartTimeoutError, match=f"at 127.0.0.1:{port}"):
-        connect(Meeting("run", "ab", "n0", "127.0.0.1", port, SECRET), hello("2", "worker", "n1", [2]), soon(0.3))
+        connect(
+            CoordinatorRecord("run", "ab", "n0", "127.0.0.1", port, SECRET), hello("2", "worker", "n1", [2]), soon(0.3)
+        )
     assert time.monotonic() - began < 2
     assert threading.active_count() == before
 
 
 def test_a_silent_hub_holds_a_rank_up_no_longer_than_its_deadline():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        meeting = Meeting("run", "ab", "n0", "127.0.0.1", silent.getsockname()[1], SECRET)
+        meeting = CoordinatorRecord("run", "ab", "n0", "127.0.0.1", silent.getsockname()[1], SECRET)
         began = time.monotonic()
         with pytest.raises(StartTimeoutError):
             connect(meeting, hello("2", "worker", "n1", [2]), soon(0.3))
@@ -849,7 +855,7 @@ def test_a_rank_trusts_no_hub_that_does_not_know_the_secret_and_never_tells_it(s
         thread = threading.Thread(target=pretend, args=[server])
         thread.start()
         try:
-            meeting = Meeting("run", "ab", "n0", "127.0.0.1", server.getsockname()[1], SECRET)
+            meeting = CoordinatorRecord("run", "ab", "n0", "127.0.0.1", server.getsockname()[1], SECRET)
             with pytest.raises(StartTimeoutError, match="cannot reach rank 0"):
                 connect(meeting, hello("2", "worker", "n1", [2]), soon(0.3))
         finally:

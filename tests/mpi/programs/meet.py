@@ -10,7 +10,7 @@ import time
 
 from batchlet.environments.mpi import Mpi
 from batchlet.errors import BatchletError
-from batchlet.rendezvous.base import Meeting
+from batchlet.rendezvous.base import CoordinatorRecord
 from batchlet.rendezvous.mpi import MpiRendezvous
 
 HOW = sys.argv[1]
@@ -34,7 +34,7 @@ try:
     layout = rendezvous.layout
     if HOW == "fails" and info.rank == 0:
         raise BatchletError("rank 0 cannot go on")
-    meeting = Meeting(info.run_id, "nonce", "node", "10.1.2.3", 4242, "ab" * 32)
+    meeting = CoordinatorRecord(info.run_id, "nonce", "node", "10.1.2.3", 4242, "ab" * 32)
     if info.rank == 0:
         rendezvous.publish(meeting)
         published = time.monotonic()

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from batchlet import BatchletRunner
-from batchlet.rendezvous import Meeting
+from batchlet.rendezvous import CoordinatorRecord
 
 if "USE_MPI" in os.environ:
     from mpi4py import MPI  # noqa: F401 - to have it started by the script
@@ -33,7 +33,7 @@ def client_of(runner):
 def tell(runner, client):
     credentials = getattr(runner.security, "credentials", None)
     # Wherever the runner keeps its record.
-    meeting = next((each for each in gc.get_objects() if isinstance(each, Meeting)), None)
+    meeting = next((each for each in gc.get_objects() if isinstance(each, CoordinatorRecord)), None)
     link = runner.dashboard_link.split("/")
     told = {
         "dashboard": runner.dashboard_link,

@@ -14,7 +14,7 @@ trap 'told 2' INT
 if [ -n "$BATCHLET_HOST_PYTHON" ]; then
     python=$BATCHLET_HOST_PYTHON
     unset BATCHLET_HOST_PYTHON
-    "$python" -m batchlet.member quick <&5 3<&- 5<&- &
+    "$python" -m batchlet.node quick <&5 3<&- 5<&- &
     host=$!
     exec 4<&- 5<&-
 fi

@@ -12,14 +12,14 @@ from ..errors import EndError
 from ..plan import Plan
 from ..settings import Settings
 from .dashboard import guard
-from .dask_process import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths, start_failure
+from .processes import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths, start_failure
 from .scheduler import options as scheduler_options
-from .worker import Place, nanny_spec
+from .workers import Site, nanny_spec
 
 __all__ = ["start", "start_async"]
 
 
-def start(plan: Plan, settings: Settings, place: Place, token: str | None) -> Any:
+def start(plan: Plan, settings: Settings, place: Site, token: str | None) -> Any:
     """Start a LocalCluster with exactly the workers of the plan, in a thread of its own.
 
     Parameters
@@ -28,7 +28,7 @@ def start(plan: Plan, settings: Settings, place: Place, token: str | None) -> An
         Sizes the workers.
     settings : Settings
         What the user asked for.
-    place : Place
+    place : Site
         Where to listen and to spill, and the credentials.
     token : str, optional
         The secret part of the dashboard's address.
@@ -57,7 +57,7 @@ def start(plan: Plan, settings: Settings, place: Place, token: str | None) -> An
     return cluster
 
 
-async def start_async(plan: Plan, settings: Settings, place: Place, token: str | None) -> Any:
+async def start_async(plan: Plan, settings: Settings, place: Site, token: str | None) -> Any:
     """Do as `start`, in the running event loop."""
     configure_logging()
     with _explained("scheduler"):
@@ -101,7 +101,7 @@ def _explained(what: str) -> Iterator[None]:
         raise start_failure(what, error) from error
 
 
-def _options(settings: Settings, place: Place, token: str | None) -> dict[str, Any]:
+def _options(settings: Settings, place: Site, token: str | None) -> dict[str, Any]:
     keywords = scheduler_options(settings, place.host, place.security, token)
     return {
         "n_workers": 0,
@@ -115,7 +115,7 @@ def _options(settings: Settings, place: Place, token: str | None) -> dict[str, A
     }
 
 
-def _complete(cluster: Any, plan: Plan, settings: Settings, place: Place) -> None:
+def _complete(cluster: Any, plan: Plan, settings: Settings, place: Site) -> None:
     # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
     for worker in plan.workers:
         cls, options = nanny_spec(worker, settings, place)

@@ -10,20 +10,20 @@ import threading
 import time
 from dataclasses import replace
 
-from .environments.base import read_int
-from .environments.slurm import SlurmStep, slots
-from .errors import EndError
-from .orders import HostOrders, StepOrders, quick_orders, receive
-from .parked import QUICK
-from .plan import SCHEDULER
+from ..environments.base import read_int
+from ..environments.slurm import SlurmStep, slots
+from ..errors import EndError
+from ..plan import SCHEDULER
+from ..rendezvous.base import CoordinatorRecord
+from ..rendezvous.pipe import PipeRendezvous
+from .bootstrap import HostOrders, StepOrders, quick_orders, receive
 from .rank import Rank
-from .rendezvous.base import Meeting
-from .rendezvous.pipe import PipeRendezvous
+from .wait import QUICK
 
 __all__ = ["main"]
 
 _MEMORY = "SLURM_MEM_PER_"
-# Seconds that a member has to end in good order once its starter is gone.
+# Seconds that a participant has to end in good order once its starter is gone.
 _GRACE = 10.0
 
 
@@ -31,13 +31,13 @@ class _Inbox:
     """Standard input, read in a thread: the record, and at last the end of the starter."""
 
     def __init__(self) -> None:
-        self.meeting: Meeting | None = None
+        self.record: CoordinatorRecord | None = None
         threading.Thread(target=self._read, name="batchlet-orders", daemon=True).start()
 
     def _read(self) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self.meeting = receive()
+                self.record = receive()
         time.sleep(_GRACE)
         os._exit(1)
 
@@ -61,7 +61,7 @@ def main() -> int:
     began += orders.patience - orders.settings.start_timeout
     try:
         if isinstance(orders, HostOrders):
-            from .host import host
+            from .agent import host
 
             code = host(orders, began)
             sys.stdout.flush()
@@ -92,11 +92,11 @@ def _take_part(orders: StepOrders, began: float) -> int:
         info,
         nodes=info.nodes + (orders.client_node is None),
         client_rank=None,
-        guests=int(info.node == orders.client_node),
+        extra_clients=int(info.node == orders.client_node),
         slots=slots(orders.environ, read_int(environ, "SLURM_NODEID")),
     )
     rank = Rank(orders.settings, step, info, environ, began)
-    rendezvous = PipeRendezvous(lambda: inbox.meeting)
+    rendezvous = PipeRendezvous(lambda: inbox.record)
     if rank.role == SCHEDULER:
         return rank.run_scheduler(rendezvous)
     return rank.work(rendezvous)

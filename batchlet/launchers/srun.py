@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from .errors import LauncherError, StartTimeoutError
-from .orders import StepOrders, command, send
-from .rank import Rank
-from .rendezvous.base import Meeting
-from .rendezvous.pipe import MARK
+from ..errors import LauncherError, StartTimeoutError
+from ..node.bootstrap import StepOrders, command, send
+from ..node.rank import Rank
+from ..rendezvous.base import CoordinatorRecord
+from ..rendezvous.pipe import MARK
 
 __all__ = ["start_step"]
 
@@ -41,7 +41,7 @@ def srun(nodes: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def start_step(rank: Rank) -> Iterator[Meeting]:
+def start_step(rank: Rank) -> Iterator[CoordinatorRecord]:
     """Start the scheduler and the workers on the nodes of the allocation, and see them end.
 
     The step reads from a pipe that this process holds open, so that it ends with this process, whatever ends that.
@@ -71,15 +71,15 @@ def start_step(rank: Rank) -> Iterator[Meeting]:
         {name: value for name, value in rank.environ.items() if name.startswith("SLURM_")},
         tuple(sys.path),
         rank.deadline - time.monotonic(),
-        client_node=rank.info.node if rank.info.guests else None,
+        client_node=rank.info.node if rank.info.extra_clients else None,
     )
     try:
         with contextlib.suppress(BrokenPipeError):
             send(process.stdin, orders)
-        meeting = _await_meeting(process, output, rank)
+        record = _await_record(process, output, rank)
         with contextlib.suppress(BrokenPipeError):
-            send(process.stdin, meeting)
-        yield meeting
+            send(process.stdin, record)
+        yield record
     finally:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
@@ -87,8 +87,8 @@ def start_step(rank: Rank) -> Iterator[Meeting]:
         output.join()
 
 
-def _await_meeting(process: subprocess.Popen[bytes], output: _Output, rank: Rank) -> Meeting:
-    while output.meeting is None:
+def _await_record(process: subprocess.Popen[bytes], output: _Output, rank: Rank) -> CoordinatorRecord:
+    while output.record is None:
         if process.poll() is not None:
             raise LauncherError(
                 f"srun could not start the cluster's step in Slurm {rank.info.job} (exit code {process.returncode}); its own "
@@ -100,7 +100,7 @@ def _await_meeting(process: subprocess.Popen[bytes], output: _Output, rank: Rank
                 "(start_timeout). Are the job's CPUs or memory taken by another step?"
             )
         time.sleep(_PAUSE)
-    return output.meeting
+    return output.record
 
 
 def _end(process: subprocess.Popen[bytes], timeout: float) -> None:
@@ -117,7 +117,7 @@ class _Output:
     """What the step prints: the record, and then whatever the user's tasks print."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
-        self.meeting: Meeting | None = None
+        self.record: CoordinatorRecord | None = None
         self._thread = threading.Thread(target=self._read, args=(pipe,), name="batchlet-step-output", daemon=True)
         self._thread.start()
 
@@ -129,7 +129,7 @@ class _Output:
             # Wherever it stands in its line, it holds the run's secret, which is never to be printed.
             _, mark, record = line.partition(MARK.encode())
             if mark:
-                self.meeting = self.meeting or Meeting.from_json(record.decode())
+                self.record = self.record or CoordinatorRecord.from_json(record.decode())
             else:
                 with contextlib.suppress(OSError):
                     os.write(sys.stdout.fileno(), line)

@@ -17,20 +17,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import open_files, report, seat, timeline
-from .environments.base import Figure
-from .errors import EndError
-from .network import reachable_host
-from .orders import HostOrders
-from .plan import WORKER, WorkerPlan, make_plan
-from .rank import importing, member, unexpected
-from .rendezvous.base import Meeting, Rendezvous
-from .rendezvous.file import FileRendezvous
-from .rendezvous.pipe import PipeRendezvous
-from .resources import HostFacts, cgroup_memory, node_resources, read_host
-from .supervision.link import Link
-from .supervision.signals import handled
-from .versions import versions
+from .. import open_files, report, timeline
+from ..control.connection import Connection
+from ..control.signals import handled
+from ..environments.base import Figure
+from ..errors import EndError
+from ..network import reachable_host
+from ..plan import WORKER, WorkerPlan, make_plan
+from ..rendezvous.base import CoordinatorRecord, Rendezvous
+from ..rendezvous.file import FileRendezvous
+from ..rendezvous.pipe import PipeRendezvous
+from ..resources import HostFacts, cgroup_memory, node_resources, read_host
+from ..versions import versions
+from . import attach
+from .bootstrap import HostOrders
+from .rank import importing, participant, unexpected
 
 __all__ = ["host"]
 
@@ -50,11 +51,11 @@ _GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 
 
 @dataclass(eq=False)
-class _Guest:
+class LocalRank:
     """A rank that has taken a seat."""
 
     rank: int
-    member: str
+    participant: str
     environ: Mapping[str, str]
     cpus: tuple[int, ...]
     writer: asyncio.StreamWriter
@@ -67,7 +68,7 @@ class _Guest:
 
 
 def host(orders: HostOrders, began: float) -> int:
-    """Host workers until the run is over, or no rank is left here.
+    """Agent workers until the run is over, or no rank is left here.
 
     Parameters
     ----------
@@ -90,23 +91,23 @@ def host(orders: HostOrders, began: float) -> int:
         directory = ""
         try:
             info, each = orders.info, orders.settings.workers_per_node or 0
-            workers, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
+            local, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
-            open_files.make_room(workers, total)
+            open_files.make_room(local, total)
             with importing():
-                from .roles import dask_process, dask_security, fork_server, worker
+                from ..dask_backend import fork_server, processes, tls, workers
 
-            directory = stack.enter_context(worker.scratch(orders.settings, os.environ, orders.info.run_id))
-            stack.enter_context(dask_process.hidden_main())
-            stack.enter_context(worker.configured(workers, total))
+            directory = stack.enter_context(workers.scratch(orders.settings, os.environ, orders.info.run_id))
+            stack.enter_context(processes.hidden_main())
+            stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
-            dask_security.defer_authorities()
-            fork_server.start(directory, workers)
+            tls.defer_authorities()
+            fork_server.start(directory, local)
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
             problem = unexpected(error, f"the host of the workers on node {orders.info.node}")
-        this = _Host(orders, began, directory, problem)
+        this = _Agent(orders, began, directory, problem)
         with handled(lambda number, _: this.signalled(number)):
             return asyncio.run(this.run())
 
@@ -122,7 +123,7 @@ def _ending(code: int) -> str:
     return f"was killed by {name}" + (" (the node may be out of memory)" if name == "SIGKILL" else "")
 
 
-class _Host:
+class _Agent:
     """The host at work, in one event loop."""
 
     def __init__(self, orders: HostOrders, began: float, directory: str, problem: EndError | None) -> None:
@@ -131,27 +132,27 @@ class _Host:
         self._settings = orders.settings
         self._deadline = began + orders.settings.start_timeout
         self._problem = problem
-        self._facts = seat.facts()
+        self._facts = attach.facts()
         self._cgroup_memory = cgroup_memory()
         self._host_facts: HostFacts = read_host()
-        self._told: Mapping[str, Any] = {}
+        self._controller_memory: Mapping[str, Any] = {}
         self._address = ""
-        self._meeting: Meeting | None = None
-        self._rendezvous: Rendezvous = PipeRendezvous(lambda: self._meeting)
+        self._record: CoordinatorRecord | None = None
+        self._rendezvous: Rendezvous = PipeRendezvous(lambda: self._record)
         if orders.by_file:
             info, where = orders.info, orders.settings.rendezvous_dir
-            self._rendezvous = FileRendezvous(where, info.run_id, info.node, told=lambda: self._meeting)
-        self._link: Link | None = None
+            self._rendezvous = FileRendezvous(where, info.run_id, info.node, told=lambda: self._record)
+        self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
-        self._guests: dict[str, _Guest] = {}
-        self._everyone: list[_Guest] = []
+        self._local_ranks: dict[str, LocalRank] = {}
+        self._everyone: list[LocalRank] = []
         self._connections = 0
 
     async def run(self) -> int:
         """Let ranks sit down, start their workers, wait for the end."""
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        self._linked: asyncio.Future[None] = self._loop.create_future()
+        self._connected: asyncio.Future[None] = self._loop.create_future()
         self._started: asyncio.Future[str] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         ours = socket.socket(fileno=self._orders.socket)
@@ -171,9 +172,9 @@ class _Host:
             # Nobody is here any more, and the thread is still waiting for rank 0.
             os._exit(1)
         problem = joined.result()
-        for guest in self._everyone:
-            if guest.gone and self._link is not None:
-                self._link.send("gone", member=guest.member)
+        for local_rank in self._everyone:
+            if local_rank.gone and self._connection is not None:
+                self._connection.send("gone", participant=local_rank.participant)
         if problem is None:
             await self._serve()
         else:
@@ -185,19 +186,19 @@ class _Host:
 
     def signalled(self, number: int, by: str | None = None) -> None:
         """Pass a signal that this process or a rank here got on to rank 0, which tells the client."""
-        by = by or member(self._orders.info)
-        if self._link is None:
+        by = by or participant(self._orders.info)
+        if self._connection is None:
             self._signals.append((number, by))
         else:
-            self._link.send("signalled", number=number, member=by)
+            self._connection.send("signalled", number=number, participant=by)
 
     # Ranks
 
     async def _sit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
-        guest: _Guest | None = None
+        local_rank: LocalRank | None = None
         try:
-            if not seat.peer_is_ours(writer.get_extra_info("socket")):
+            if not attach.peer_is_ours(writer.get_extra_info("socket")):
                 return
             hello = marshal.loads(await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big")))  # noqa: S302
             if "scheduler" in hello:
@@ -206,22 +207,24 @@ class _Host:
             if hello["rank"] != self._orders.info.rank and not self._may_share(hello):
                 writer.write(b"own\n")
                 return
-            guest = _Guest(int(hello["rank"]), str(hello["member"]), hello["environ"], tuple(hello["cpus"]), writer)
-            self._guests[guest.member] = guest
-            self._everyone.append(guest)
+            local_rank = LocalRank(
+                int(hello["rank"]), str(hello["participant"]), hello["environ"], tuple(hello["cpus"]), writer
+            )
+            self._local_ranks[local_rank.participant] = local_rank
+            self._everyone.append(local_rank)
             timeline.mark("last rank came")
-            self._widen(guest.cpus)
-            if hello.get("meeting"):
-                self._meeting = self._meeting or Meeting(**hello["meeting"])
-            self._background(self._host_workers(guest))
+            self._widen(local_rank.cpus)
+            if hello.get("record"):
+                self._record = self._record or CoordinatorRecord(**hello["record"])
+            self._background(self._start_workers(local_rank))
             while line := await reader.readline():
-                self.signalled(int(line.split()[1]), guest.member)
+                self.signalled(int(line.split()[1]), local_rank.participant)
         except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             # Not raised on: asyncio would print the end of a task that we end ourselves.
             pass
         finally:
-            if guest is not None:
-                self._stand_up(guest)
+            if local_rank is not None:
+                self._stand_up(local_rank)
             else:
                 writer.close()
             self._connections -= 1
@@ -254,36 +257,36 @@ class _Host:
 
     async def _host_scheduler(self, hello: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """Start the scheduler for rank 0, if it can be forked here; the process answers."""
-        from .roles import scheduler_process
+        from ..dask_backend import scheduler_process
 
-        await asyncio.shield(self._linked)
+        await asyncio.shield(self._connected)
         if not scheduler_process.can_start() or not self._may_come_from_here(hello):
             writer.write(b"own\n")
             return
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as connection:
             process = scheduler_process.start(hello["scheduler"], connection)
-        link = self._link
-        assert link is not None
+        coordinator = self._connection
+        assert coordinator is not None
 
         def tell() -> None:
             self._loop.remove_reader(process.sentinel)
             process.join()
-            link.send("died", how=_ending(process.exitcode))
+            coordinator.send("died", how=_ending(process.exitcode))
 
         self._loop.add_reader(process.sentinel, tell)
 
-    def _stand_up(self, guest: _Guest) -> None:
+    def _stand_up(self, local_rank: LocalRank) -> None:
         """A rank is gone, and takes its workers with it."""
-        guest.gone = True
+        local_rank.gone = True
         if self._over.is_set():
             return
-        self._guests.pop(guest.member, None)
-        if self._link is not None:
-            self._link.send("gone", member=guest.member)
-        if guest.nannies:
-            from .roles import worker
+        self._local_ranks.pop(local_rank.participant, None)
+        if self._connection is not None:
+            self._connection.send("gone", participant=local_rank.participant)
+        if local_rank.nannies:
+            from ..dask_backend import workers
 
-            self._background(worker.close(guest.nannies, 0.0))
+            self._background(workers.close(local_rank.nannies, 0.0))
 
     def _check_empty(self) -> None:
         if self._connections == 0 and not self._over.is_set():
@@ -296,14 +299,14 @@ class _Host:
         info, settings = self._orders.info, self._settings
         rendezvous = self._rendezvous
         try:
-            self._link = link = Link(
+            self._connection = connection = Connection(
                 rendezvous.wait(self._deadline + _PATIENCE),
                 {
                     "name": f"host-{info.rank}",
                     "role": WORKER,
                     "node": info.node,
                     "local_ranks": list(info.local_ranks),
-                    "brings": [member(info)],
+                    "brings": [participant(info)],
                     "versions": versions(),
                 },
                 self._deadline + _PATIENCE,
@@ -313,16 +316,16 @@ class _Host:
             if self._problem is not None:
                 raise self._problem
             for number, by in self._signals:
-                link.send("signalled", number=number, member=by)
+                connection.send("signalled", number=number, participant=by)
             timeline.mark("rank 0 found")
-            self._told = link.wait("welcome", self._deadline + _PATIENCE)["facts"]
+            self._controller_memory = connection.wait("welcome", self._deadline + _PATIENCE)["facts"]
             self._address = reachable_host(info.node, info.nodes, settings.interface)
         except EndError as error:
             return error
         return None
 
     def _hear(self, message: Mapping[str, Any]) -> None:
-        """Do what rank 0 says; in the link's thread."""
+        """Do what rank 0 says; in the connection's thread."""
         if message["op"] == "start":
             self._loop.call_soon_threadsafe(self._learn, message["address"])
         elif message["op"] in ("stop", "end"):
@@ -336,68 +339,70 @@ class _Host:
     # Workers
 
     async def _serve(self) -> None:
-        from .roles import dask_process, fork_server, worker
+        from ..dask_backend import fork_server, processes, workers
 
-        assert self._link is not None
-        dask_process.configure_logging()
-        self._place = worker.Place(self._address, self._directory, self._security())
-        fork_server.give(self._link.credentials)
-        self._linked.set_result(None)
-        self._link.listen(self._hear)
+        assert self._connection is not None
+        processes.configure_logging()
+        self._place = workers.Site(self._address, self._directory, self._security())
+        fork_server.give(self._connection.credentials)
+        self._connected.set_result(None)
+        self._connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
-        dask_process.hush()
+        processes.hush()
         await self._close()
-        dask_process.end_helpers()
+        processes.end_helpers()
 
     def _security(self) -> Any:
-        from .roles.dask_security import security_for
+        from ..dask_backend.tls import security_for
 
-        assert self._link is not None
-        return security_for(self._settings.security, self._link.credentials)
+        assert self._connection is not None
+        return security_for(self._settings.security, self._connection.credentials)
 
-    async def _host_workers(self, guest: _Guest) -> None:
+    async def _start_workers(self, local_rank: LocalRank) -> None:
         """Start the workers of a rank."""
-        from .roles import dask_process, worker
+        from ..dask_backend import processes, workers
 
-        await asyncio.shield(self._linked)
-        link = self._link
-        assert link is not None
-        guest.send("seated")
-        plans = self._plan(guest)
+        await asyncio.shield(self._connected)
+        connection = self._connection
+        assert connection is not None
+        local_rank.send("seated")
+        plans = self._plan(local_rank)
         if isinstance(plans, EndError):
-            link.send("failed", kind=type(plans).__name__, message=str(plans))
+            connection.send("failed", kind=type(plans).__name__, message=str(plans))
             return
-        link.send("plan", member=guest.member, workers=[[w.name, w.threads, w.memory] for w in plans])
+        connection.send(
+            "plan", participant=local_rank.participant, workers=[[w.name, w.threads, w.memory] for w in plans]
+        )
         address = await asyncio.shield(self._started)
         try:
-            rank = worker.RankPlace(guest.environ, guest.cpus, tuple(self._facts["cpus"]))
-            specs = [worker.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
+            rank = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
+            specs = [workers.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
             await asyncio.gather(
                 *(
-                    worker.start(cls, options, address, guest.nannies, lambda: link.has("ready"))
+                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has("ready"))
                     for cls, options in specs
                 )
             )
-            worker.keep_ports(guest.nannies)
+            workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
-            link.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
-            dask_process.report_deaths()
+            connection.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
+            processes.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
-            if not guest.gone and not self._over.is_set():
-                failure = error if isinstance(error, EndError) else worker.start_failure("worker", error)
-                link.send("failed", kind=type(failure).__name__, message=str(failure))
+            if not local_rank.gone and not self._over.is_set():
+                failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
+                connection.send("failed", kind=type(failure).__name__, message=str(failure))
 
-    def _plan(self, guest: _Guest) -> tuple[WorkerPlan, ...] | EndError:
+    def _plan(self, local_rank: LocalRank) -> tuple[WorkerPlan, ...] | EndError:
         """What the rank itself would plan, with what rank 0 knows besides."""
-        told = self._told.get(self._orders.info.node)
-        facts = replace(self._host_facts, affinity=len(guest.cpus) or self._host_facts.affinity)
-        info = replace(self._orders.info, rank=guest.rank)
+        controller_memory = self._controller_memory.get(self._orders.info.node)
+        facts = replace(self._host_facts, affinity=len(local_rank.cpus) or self._host_facts.affinity)
+        info = replace(self._orders.info, rank=local_rank.rank)
         try:
-            grant = self._orders.environment.grant(guest.environ)
-            figure = Figure(int(told[0]), str(told[1])) if told else None
+            grant = self._orders.environment.grant(local_rank.environ)
+            figure = Figure(int(controller_memory[0]), str(controller_memory[1])) if controller_memory else None
             plan = make_plan(info, node_resources(grant, facts, figure), self._settings)
             # A host that listens has the workers of all ranks here.
             open_files.for_workers(len(plan.workers if self._orders.listen else plan.hosted), info.node)
@@ -407,14 +412,14 @@ class _Host:
 
     def _end_in_time(self) -> None:
         """See that this process ends, whatever holds it up: a rank of the node waits for that."""
-        code = self._link.exit_code if self._link is not None else 1
+        code = self._connection.exit_code if self._connection is not None else 1
 
         def tidy_up() -> None:
-            from .roles import dask_process, worker
+            from ..dask_backend import processes, workers
 
             with contextlib.suppress(Exception):
-                dask_process.end_helpers()
-                worker.remove_scratch()
+                processes.end_helpers()
+                workers.remove_scratch()
             os._exit(code)
 
         timeout = self._settings.stop_timeout
@@ -427,38 +432,38 @@ class _Host:
 
         That is the one that has started it, if it is still there. When no rank of a node is, Slurm kills what else is left.
         """
-        from .roles import worker
+        from ..dask_backend import workers
 
-        assert self._link is not None
-        code = self._link.exit_code
+        assert self._connection is not None
+        code = self._connection.exit_code
         ours = self._orders.info.rank
-        for name in sorted(self._guests, key=lambda name: self._guests[name].rank != ours)[1:]:
-            self._guests.pop(name).send(f"end {code}")
+        for name in sorted(self._local_ranks, key=lambda name: self._local_ranks[name].rank != ours)[1:]:
+            self._local_ranks.pop(name).send(f"end {code}")
         for task in self._tasks:
             task.cancel()
-        nannies = [nanny for guest in self._everyone for nanny in guest.nannies]
-        await worker.close(nannies, self._settings.stop_timeout if self._link.end is None else 0.0)
-        for guest in self._everyone:
-            guest.nannies.clear()
+        nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
+        await workers.close(nannies, self._settings.stop_timeout if self._connection.end is None else 0.0)
+        for local_rank in self._everyone:
+            local_rank.nannies.clear()
 
     def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""
-        link = self._link
-        if problem is not None and link is not None and link.end is None:
-            link.send("failed", kind=type(problem).__name__, message=str(problem))
-            link.wait_end(_PATIENCE)
+        connection = self._connection
+        if problem is not None and connection is not None and connection.end is None:
+            connection.send("failed", kind=type(problem).__name__, message=str(problem))
+            connection.wait_end(_PATIENCE)
         info = self._orders.info
-        if problem is not None and link is None and info.client_rank not in info.local_ranks:
+        if problem is not None and connection is None and info.client_rank not in info.local_ranks:
             # Nobody else on this node says so.
             report.failure(problem, time.monotonic() - self._deadline + self._settings.start_timeout)
-        code = link.exit_code if link is not None else problem.exit_code if problem is not None else 0
-        for guest in self._guests.values():
-            guest.send(f"last {code}")
+        code = connection.exit_code if connection is not None else problem.exit_code if problem is not None else 0
+        for local_rank in self._local_ranks.values():
+            local_rank.send(f"last {code}")
             # Open until this process is gone, whoever closes the connection before: that is what the rank waits for.
-            os.dup(guest.writer.get_extra_info("socket").fileno())
-        if link is not None:
-            link.close()
-        self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)
+            os.dup(local_rank.writer.get_extra_info("socket").fileno())
+        if connection is not None:
+            connection.close()
+        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
         return code
 
     def _background(self, coroutine: Any) -> None:

@@ -1,7 +1,7 @@
 """Rank 0's scheduler in a process of its own, which the host of the node's workers forks: that has imported Dask already.
 
-Rank 0 imports Dask for nothing else. It asks through the node's socket (see `batchlet.seat`); the answer is the number of the
-process, which has that connection from then on, so that each of the two sees at once when the other is gone.
+Rank 0 imports Dask for nothing else. It asks through the node's socket (see `batchlet.node.attach`); the answer is the number
+of the process, which has that connection from then on, so that each of the two sees at once when the other is gone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from . import seat
-from .orders import SchedulerOrders, pack
+from . import attach
+from .bootstrap import SchedulerOrders, pack
 
 __all__ = ["SchedulerProcess", "ask"]
 
@@ -91,7 +91,7 @@ def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProce
         Until when the host must have answered, in seconds of `time.monotonic`.
     """
     try:
-        words = {"scheduler": pack(orders), **seat.facts(), "environ": dict(orders.environ)}
+        words = {"scheduler": pack(orders), **attach.facts(), "environ": dict(orders.environ)}
     except Exception:  # noqa: BLE001 - pickling runs the user's code; it can do without here
         return None
     connection = _connect(name, min(deadline, time.monotonic() + _TOGETHER))
@@ -99,7 +99,7 @@ def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProce
         return None
     try:
         connection.settimeout(max(_PAUSE, deadline - time.monotonic()))
-        connection.sendall(seat.message(words))
+        connection.sendall(attach.message(words))
         lines = connection.makefile("rb")
         answer = lines.readline().split()
     except OSError:
@@ -126,7 +126,7 @@ def _connect(name: bytes, deadline: float) -> socket.socket | None:
         except OSError:
             connection.close()
             return None
-        if seat.peer_is_ours(connection):
+        if attach.peer_is_ours(connection):
             return connection
         connection.close()
         return None

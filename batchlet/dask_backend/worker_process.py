@@ -20,7 +20,7 @@ from distributed import Worker
 from distributed.core import Status
 from tornado.routing import RuleRouter
 
-from .dask_process import mention_strangers_once
+from .processes import mention_strangers_once
 
 if os.getpgrp() != os.getpid():
     os.setsid()

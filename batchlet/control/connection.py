@@ -1,4 +1,4 @@
-"""A rank's connection to the hub on rank 0, in a thread of its own."""
+"""A rank's connection to the coordinator on rank 0, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
-from ..rendezvous.base import Meeting
+from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
-from .protocol import Message, ProtocolError, connect, encode, receive, run_loop
+from .handshake import Message, ProtocolError, connect, encode, receive, run_loop
 
-__all__ = ["Link"]
+__all__ = ["Connection"]
 
 _RETRY = 0.2
 # Seconds between two questions whether rank 0 is alive.
 _PING = 3.0
 
 
-class Link:
+class Connection:
     """The connection of one rank.
 
     Parameters
     ----------
-    meeting : Meeting
+    record : CoordinatorRecord
         Where rank 0 is.
     hello : dict
-        Who this process is: ``name``, ``role``, ``node``, ``local_ranks``, and which further members it ``brings``.
+        Who this process is: ``name``, ``role``, ``node``, ``local_ranks``, and which further participants it ``brings``.
     deadline : float
         Until when connecting may take, in seconds of `time.monotonic`.
     latest : callable, optional
@@ -51,14 +51,14 @@ class Link:
 
     def __init__(
         self,
-        meeting: Meeting,
+        record: CoordinatorRecord,
         hello: Message,
         deadline: float,
         patience: float,
-        latest: Callable[[], Meeting | None] | None = None,
+        latest: Callable[[], CoordinatorRecord | None] | None = None,
     ) -> None:
         self.credentials: Credentials | None = None
-        self._meeting = meeting
+        self._record = record
         self._latest = latest
         self._hello = hello
         self._seen: dict[str, Message] = {}
@@ -70,7 +70,7 @@ class Link:
         self._heard = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-link", daemon=True)
+        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-connection", daemon=True)
         self._thread.start()
         try:
             problem = asyncio.run_coroutine_threadsafe(self._connect(deadline), self._loop).result()
@@ -87,7 +87,7 @@ class Link:
             self._loop.call_soon_threadsafe(self._write, {"op": op, **content})
 
     def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call `listener` in the link's thread with every message, those that have come before included.
+        """Call `listener` in the connection's thread with every message, those that have come before included.
 
         When the connection ends although nobody said so, the last message is an ``end`` made here.
         """
@@ -114,7 +114,7 @@ class Link:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise StartTimeoutError(
-                        f"Rank 0 on node {self._meeting.node} said nothing in time (waiting for {op!r})."
+                        f"Rank 0 on node {self._record.node} said nothing in time (waiting for {op!r})."
                     )
                 self._changed.wait(left)
             return self._seen[op]
@@ -125,9 +125,9 @@ class Link:
         return error_named(str(end.get("kind")), str(end.get("message")))
 
     @property
-    def meeting(self) -> Meeting:
+    def record(self) -> CoordinatorRecord:
         """The record that led here."""
-        return self._meeting
+        return self._record
 
     def has(self, op: str) -> bool:
         """Whether a message has come."""
@@ -149,7 +149,7 @@ class Link:
         return self.end.exit_code if self.end is not None else 0
 
     @property
-    def hub_is_alive(self) -> bool:
+    def coordinator_is_alive(self) -> bool:
         """Whether rank 0 is there (and says to the user what there is to say)."""
         return "lost" not in self._seen
 
@@ -169,9 +169,9 @@ class Link:
         """Connect, or give the reason why not: a `SystemExit`, which our errors are, must not be raised in a task."""
         while True:
             try:
-                certificate = self._meeting.certificate
+                certificate = self._record.certificate
                 context = pinned(certificate) if certificate else None
-                attempt = connect(self._meeting.host, self._meeting.port, self._meeting.secret, self._hello, context)
+                attempt = connect(self._record.host, self._record.port, self._record.secret, self._hello, context)
                 left = max(_RETRY, deadline - time.monotonic())
                 reader, self._writer, key = await asyncio.wait_for(attempt, left)
                 self.credentials = Credentials(certificate, key) if certificate else None
@@ -179,12 +179,12 @@ class Link:
             except (OSError, ProtocolError, asyncio.TimeoutError) as error:
                 if time.monotonic() > deadline:
                     return StartTimeoutError(
-                        f"Node {self._hello['node']} cannot reach rank 0 on node {self._meeting.node} at "
-                        f"{self._meeting.host}:{self._meeting.port} ({error or type(error).__name__}). If the nodes have "
+                        f"Node {self._hello['node']} cannot reach rank 0 on node {self._record.node} at "
+                        f"{self._record.host}:{self._record.port} ({error or type(error).__name__}). If the nodes have "
                         "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
-                self._meeting = (self._latest and self._latest()) or self._meeting
+                self._record = (self._latest and self._latest()) or self._record
         self._heard = time.monotonic()
         self._tasks += [self._loop.create_task(self._read(reader)), self._loop.create_task(self._ping())]
         return None
@@ -216,7 +216,7 @@ class Link:
         if self._closing or {"end", "bye"} & set(self._seen):
             return
         self._note({"op": "lost"})
-        message = f"Rank 0 on node {self._meeting.node}, the scheduler, is lost: {why}."
+        message = f"Rank 0 on node {self._record.node}, the scheduler, is lost: {why}."
         self._note({"op": "end", "kind": ClusterLostError.__name__, "message": message})
 
     def _note(self, message: Message) -> None:

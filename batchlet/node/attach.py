@@ -3,7 +3,7 @@
 The first rank that comes binds a Unix socket named after the run and the node, and starts the host, which listens on it. Every
 rank, the first one included, then takes a *seat*: it connects, says who it is, and waits for the end. The connection tells the
 host at once when a rank dies, and the ranks when the host dies. While they wait they are shells of some hundred kilobytes
-(`parked.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
+(`wait.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
 
 The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody could bind that name, so
 both sides ask the kernel whose process the other one is. Where the name is taken by somebody else, and on systems without such
@@ -19,7 +19,7 @@ What a rank and the host say to each other:
 from the rank       hello      one `marshal`-ed dict, after its length in 4 bytes
 from the rank       line       ``signalled 15``: this rank got a signal that is meant for the client
 from the host       line       ``seated``; or ``own``: this rank needs a host of its own
-from rank 0         dict       ``scheduler``: the orders of the scheduler, for the host to start; see `batchlet.scheduler_seat`
+from rank 0         dict       ``scheduler``: orders of the scheduler to start; see `batchlet.node.scheduler_request`
 from the scheduler  line       ``started 4711``, its number; or ``own`` from the host: rank 0 is to run it itself
 from the host       line       ``end 0``: end with that exit code; ``last 0``: the same, once the host has ended
 ==================  =========  ===============================================================================
@@ -119,9 +119,9 @@ def facts() -> dict[str, Any]:
     }
 
 
-def hello(rank: int, member: str, environ: Mapping[str, str], meeting: object = None) -> dict[str, Any]:
+def hello(rank: int, participant: str, environ: Mapping[str, str], record: object = None) -> dict[str, Any]:
     """What a rank says of itself."""
-    return {"rank": rank, "member": member, "environ": dict(environ), **facts(), "meeting": meeting}
+    return {"rank": rank, "participant": participant, "environ": dict(environ), **facts(), "record": record}
 
 
 def may_sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | Sequence[str]) -> bool:
@@ -217,7 +217,7 @@ def _start_quickly(
     deadline: float,
 ) -> None:
     """Leave the host and all that is to know about this launch to a shell; returns if that is not possible."""
-    from .parked import may_park, orders_of, park
+    from .wait import may_park, orders_of, park
 
     orders, hello = orders_of(options, program, deadline - time.monotonic()), message(words)
     if orders is not None and len(hello) < _ROOM and may_park():
@@ -345,12 +345,12 @@ class Seat:
                 code = self.sit(self._find())
             if code is not None:
                 return code
-        from .errors import ClusterLostError
+        from ..errors import ClusterLostError
 
         raise ClusterLostError("The host of this node's workers ended while it started; its output says why.")
 
     def sit(self, connection: _socket.socket) -> int | None:
-        """Keep the seat; `None` if there is no host, or it wants no guests (`alone`)."""
+        """Keep the seat; `None` if there is no host, or it wants no others (`alone`)."""
         self._socket = connection
         try:
             word, _, code = self._converse().partition(" ")
@@ -404,7 +404,7 @@ class Seat:
                 self._socket.settimeout(None if answered else max(_PAUSE, self._deadline - time.monotonic()))
                 line, rest = _receive(self._socket, rest)
             except TimeoutError:
-                from .errors import StartTimeoutError
+                from ..errors import StartTimeoutError
 
                 raise StartTimeoutError(
                     "The host of this node's workers said nothing in time (start_timeout)."
@@ -417,7 +417,7 @@ class Seat:
             answered = True
             # Who has started the host sees it end, and gone from the process table: Slurm looks for what is left of a step.
             if self._park and self._process is None and not rest:
-                from .parked import may_park, park
+                from .wait import may_park, park
 
                 if may_park():
                     park(self._socket)

@@ -27,18 +27,18 @@ from distributed import Nanny, Worker
 
 from ..errors import SettingsError
 from ..network import LOOPBACK
-from ..parked import HOST_ENVIRONMENT
+from ..node.wait import AGENT_ENVIRONMENT
 from ..plan import WorkerPlan
 from ..report import note
 from ..security import unsafe
 from ..settings import Settings
-from . import rank_place
-from .dask_process import DASK_LOG_LEVEL, expect_death, logging_is_the_users, start_failure, true_exit_codes
+from . import rank_preload
+from .processes import DASK_LOG_LEVEL, expect_death, logging_is_the_users, start_failure, true_exit_codes
 from .tuning import intervals
 
 __all__ = [
-    "Place",
-    "RankPlace",
+    "RankContext",
+    "Site",
     "close",
     "configured",
     "forget_scratch",
@@ -60,7 +60,7 @@ _DISKS = "distributed.admin.system-monitor.disk"
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """Where a process hosts workers.
 
     Parameters
@@ -79,7 +79,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class RankPlace:
+class RankContext:
     """The rank that a worker belongs to, where that is another process than the one that hosts it.
 
     Parameters
@@ -100,17 +100,17 @@ class RankPlace:
         """Give the Nanny's keyword arguments for it, on top of those `given` by the user."""
         place = {
             "cpus": self.cpus if self.cpus != self.host_cpus else (),
-            "unset": [name for name in os.environ if name not in self.environ and name not in HOST_ENVIRONMENT],
+            "unset": [name for name in os.environ if name not in self.environ and name not in AGENT_ENVIRONMENT],
         }
         options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}}
         if any(place.values()):
-            options["env"][rank_place.VARIABLE] = json.dumps(place)
-            options |= rank_place.preload(given)
+            options["env"][rank_preload.VARIABLE] = json.dumps(place)
+            options |= rank_preload.preload(given)
         return options
 
 
 def nanny_spec(
-    worker: WorkerPlan, settings: Settings, place: Place, rank: RankPlace | None = None
+    worker: WorkerPlan, settings: Settings, place: Site, rank: RankContext | None = None
 ) -> tuple[type, dict[str, Any]]:
     """Choose the class that runs a worker, and its keyword arguments.
 
@@ -178,7 +178,7 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
         config["distributed.admin.system-monitor.gil.enabled"] = False
     if dask.config.get("distributed.worker.multiprocessing-method") == "spawn":
         config["distributed.worker.multiprocessing-method"] = "forkserver"
-        multiprocessing.set_forkserver_preload(["batchlet.roles.worker_process"])
+        multiprocessing.set_forkserver_preload(["batchlet.dask_backend.worker_process"])
         # Dask would replace our list by its own, for which it imports numpy and pandas into this process first.
         distributed.utils._forkserver_preload_set = True
     # A Nanny writes these into the environment of its own process too.

@@ -1,4 +1,4 @@
-"""The hub on rank 0: knows every rank of the run, says when the cluster is ready, and ends the run for all.
+"""The coordinator on rank 0: knows every rank of the run, says when the cluster is ready, and ends the run for all.
 
 It lives in a thread with an event loop of its own, so that it goes on while the scheduler's loop is busy.
 """
@@ -27,9 +27,9 @@ from ..errors import (
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..security import Credentials
 from ..timeline import Marks, mark, marks
-from .protocol import LIMIT, Message, ProtocolError, accept, encode, receive, run_loop
+from .handshake import LIMIT, Message, ProtocolError, accept, encode, receive, run_loop
 
-__all__ = ["Hub"]
+__all__ = ["Coordinator"]
 
 _LINGER = 3.0
 # Seconds within which a host says how the scheduler's process has ended.
@@ -44,7 +44,9 @@ class _Peer:
     role: str
     node: str
     writer: asyncio.StreamWriter
-    plan: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # member -> worker -> (threads, memory)
+    plan: dict[str, dict[str, tuple[int, int]]] = field(
+        default_factory=dict
+    )  # participant -> worker -> (threads, memory)
     left: bool = False
     brings: list[str] = field(default_factory=list)
 
@@ -55,8 +57,8 @@ class _Peer:
                 self.writer.write(encode(message))
 
 
-class Hub:
-    """The meeting point of all ranks.
+class Coordinator:
+    """The record point of all ranks.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ class Hub:
         For TLS.
     node : str
         Name of this node.
-    members : iterable of str
+    participants : iterable of str
         Who must come: the ranks, "0w" for the workers of head rank 0, "client" for a client that is not one of the ranks.
     start_timeout, stop_timeout, grace, scheduler_timeout : float
         Seconds; see `batchlet.settings.Settings`.
@@ -77,19 +79,19 @@ class Hub:
     quorum : callable
         From the number of planned workers to the number that is enough at the deadline; `None` where all are needed.
     on_met : callable
-        Called in the hub's thread when nobody is expected any more.
+        Called in the coordinator's thread when nobody is expected any more.
     on_stop : callable
-        Called in the hub's thread when the run is over and every other rank has left, or at once if it has failed.
+        Called in the coordinator's thread when the run is over and every other rank has left, or at once if it has failed.
     on_failure : callable
-        Called in the hub's thread with the root cause, once.
+        Called in the coordinator's thread with the root cause, once.
     patience : float
         Seconds that are left of `start_timeout`.
     on_stuck : callable
-        Called in the hub's thread when the run is over but this process has not ended within `stop_timeout`.
-    places : callable
+        Called in the coordinator's thread when the run is over but this process has not ended within `stop_timeout`.
+    expected_nodes : callable
         Gives the node on which each rank should be, for messages.
     on_loss : callable
-        Called in the hub's thread with a line for the user when workers were lost and the run goes on.
+        Called in the coordinator's thread with a line for the user when workers were lost and the run goes on.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Hub:
         secret: str,
         credentials: Credentials | None,
         node: str,
-        members: Iterable[str],
+        participants: Iterable[str],
         start_timeout: float,
         patience: float,
         stop_timeout: float,
@@ -112,12 +114,12 @@ class Hub:
         on_failure: Callable[[EndError], None],
         on_loss: Callable[[str], None],
         on_stuck: Callable[[], None],
-        places: Callable[[], Mapping[int, str]],
+        expected_nodes: Callable[[], Mapping[int, str]],
     ) -> None:
         self._host = host
         self._secret = secret
         self._credentials = credentials
-        self._expected = set(members)
+        self._expected = set(participants)
         self._start_timeout = start_timeout
         self._patience = patience
         self._stop_timeout = stop_timeout
@@ -130,7 +132,7 @@ class Hub:
         self._on_failure = on_failure
         self._on_loss = on_loss
         self._on_stuck = on_stuck
-        self._places = places
+        self._expected_nodes = expected_nodes
         self.on_gone: Callable[[set[str]], object] = lambda _: None
         self.on_stopping: Callable[[], object] = lambda: None
         self._began = time.monotonic()
@@ -148,12 +150,12 @@ class Hub:
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-hub", daemon=True)
+        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-coordinator", daemon=True)
 
     # Called from other threads
 
     def listen(self) -> int:
-        """Start the hub's thread and listen.
+        """Start the coordinator's thread and listen.
 
         Returns
         -------
@@ -175,9 +177,9 @@ class Hub:
         """Let the ranks know where the scheduler listens."""
         self._call(self._started, {"op": "start", **start})
 
-    def expect(self, member: str) -> None:
+    def expect(self, participant: str) -> None:
         """Add a process that must come."""
-        self._call(self._expected.add, member)
+        self._call(self._expected.add, participant)
 
     def worker_joined(self, name: object) -> None:
         """Note that the scheduler knows a worker."""
@@ -209,10 +211,10 @@ class Hub:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    # In the hub's thread
+    # In the coordinator's thread
 
     async def _listen(self) -> int:
-        context = self._credentials.hub_context() if self._credentials else None
+        context = self._credentials.coordinator_context() if self._credentials else None
         self._server = await asyncio.start_server(
             self._serve, self._host, 0, limit=LIMIT, backlog=_BACKLOG, ssl=context
         )
@@ -275,18 +277,18 @@ class Hub:
     def _handle(self, peer: _Peer, message: Message) -> None:
         op = message["op"]
         if op == "plan":
-            member = str(message["member"])
-            peer.plan[member] = {str(name): (threads, memory) for name, threads, memory in message["workers"]}
+            participant = str(message["participant"])
+            peer.plan[participant] = {str(name): (threads, memory) for name, threads, memory in message["workers"]}
             self._check_ready()
-            if member in self._absent:
-                self._absent.discard(member)
+            if participant in self._absent:
+                self._absent.discard(participant)
                 self._check_met()
         elif op == "gone":
-            self._members_lost(peer, [str(message["member"])])
+            self._participants_lost(peer, [str(message["participant"])])
         elif op == "failed":
             self._fail(error_named(str(message.get("kind")), str(message.get("message"))))
         elif op == "signalled":
-            who = _called(str(message.get("member", peer.name)))
+            who = _called(str(message.get("participant", peer.name)))
             self._pass_signal(int(message["number"]), f"{who} on node {peer.node}")
         elif peer.role == SCHEDULER and op == "beat":
             self.beat()
@@ -322,7 +324,7 @@ class Hub:
             else:
                 self._stop()
         elif lost:
-            self._members_lost(peer, list(peer.plan) or peer.brings)
+            self._participants_lost(peer, list(peer.plan) or peer.brings)
 
     def _scheduler_left(self) -> None:
         """The scheduler's process has taken its leave, or died."""
@@ -346,21 +348,21 @@ class Hub:
         )
         self._stop()
 
-    def _members_lost(self, peer: _Peer, members: list[str]) -> None:
+    def _participants_lost(self, peer: _Peer, participants: list[str]) -> None:
         """Ranks are gone, and the workers that they brought; with their host, all that it had."""
-        gone = {name for member in members for name in peer.plan.pop(member, {})}
+        gone = {name for participant in participants for name in peer.plan.pop(participant, {})}
         if self._phase not in ("starting", "running"):
             return
         self._joined -= gone
         self.on_gone(gone)
-        where = f"{_called_together(members)} on node {peer.node}"
+        where = f"{_called_together(participants)} on node {peer.node}"
         if self._phase == "starting":
             text = f"{where} died while the cluster was starting"
             if self._quorum(1) is None:
                 self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
                 return
             self._on_loss(text)
-            self._expected -= set(members)
+            self._expected -= set(participants)
             self._check_ready()
             return
         left = len(self._workers())
@@ -428,7 +430,7 @@ class Hub:
     def _missing(self) -> tuple[list[str], list[str]]:
         """Members that have not come, and workers that have not joined."""
         there = {name for name, peer in self._peers.items() if peer.role != WORKER}
-        there |= {member for peer in self._peers.values() for member in peer.plan}
+        there |= {participant for peer in self._peers.values() for participant in peer.plan}
         return sorted(self._expected - there, key=_by_rank), sorted(set(self._planned()) - self._joined, key=_by_rank)
 
     def _check_ready(self) -> None:
@@ -461,17 +463,17 @@ class Hub:
     def _deadline(self) -> None:
         if self._phase != "starting":
             return
-        members, workers = self._missing()
+        participants, workers = self._missing()
         count = len(self._workers())
-        enough = self._quorum(len(self._planned()) + len(members))
+        enough = self._quorum(len(self._planned()) + len(participants))
         client_there = any(peer.role == CLIENT and not peer.left for peer in self._peers.values())
-        missing = self._name_missing(members, workers)
+        missing = self._name_missing(participants, workers)
         if enough is not None and count >= enough and client_there and self._start is not None:
             self._on_loss(
                 f"{missing} after {self._start_timeout:g} s; the run goes on with {count} workers (min_workers)"
             )
-            self._expected -= set(members)
-            self._absent = set(members)
+            self._expected -= set(participants)
+            self._absent = set(participants)
             self._ready()
             return
         self._fail(
@@ -483,11 +485,11 @@ class Hub:
             )
         )
 
-    def _name_missing(self, members: list[str], workers: list[str]) -> str:
+    def _name_missing(self, participants: list[str], workers: list[str]) -> str:
         parts = []
-        if members:
-            shown = ", ".join(f"{_called(name)} {self._place(name)}" for name in members[:8])
-            parts.append(f"{shown}{_and_more(members)} did not arrive")
+        if participants:
+            shown = ", ".join(f"{_called(name)} {self._place(name)}" for name in participants[:8])
+            parts.append(f"{shown}{_and_more(participants)} did not arrive")
         if workers:
             names = f"{'worker' if len(workers) == 1 else 'workers'} {', '.join(workers[:8])}{_and_more(workers)}"
             parts.append(f"{names} did not join the scheduler")
@@ -497,7 +499,7 @@ class Hub:
 
     def _place(self, name: str) -> str:
         rank = _by_rank(name)
-        node = self._nodes.get(rank) or self._places().get(rank)
+        node = self._nodes.get(rank) or self._expected_nodes().get(rank)
         return f"on node {node}" if node else "on a node that nobody came from"
 
     def _broadcast(self, message: Message, but: str | None = None) -> None:
@@ -537,7 +539,7 @@ class Hub:
         self._check_stopped()
 
     def _check_stopped(self) -> None:
-        """The client leaves last: it waits for the hub's bye."""
+        """The client leaves last: it waits for the coordinator's bye."""
         if any(not peer.left for peer in self._peers.values() if peer.role not in (CLIENT, SCHEDULER)):
             return
         self._say_bye()
@@ -581,7 +583,7 @@ def _extent(numbers: Iterable[int]) -> tuple[int, int]:
 
 
 def _by_rank(name: str) -> int:
-    """Rank in the name of a member or worker: "3", "3w", "3-1"; the client that has none comes last."""
+    """Rank in the name of a participant or worker: "3", "3w", "3-1"; the client that has none comes last."""
     digits = re.search(r"\d+", name)
     return int(digits[0]) if digits else sys.maxsize
 
@@ -594,12 +596,12 @@ def _called(name: str) -> str:
     return f"rank {name}" if name.isdigit() else f"the {name}"
 
 
-def _called_together(members: list[str]) -> str:
+def _called_together(participants: list[str]) -> str:
     """Name ranks that have died at once: with the process that hosts their workers."""
-    if len(members) == 1:
-        return _called(members[0])
-    ranks = sorted(_by_rank(member) for member in members)
-    return f"the worker host of ranks {', '.join(map(str, ranks[:8]))}{_and_more(members)}"
+    if len(participants) == 1:
+        return _called(participants[0])
+    ranks = sorted(_by_rank(participant) for participant in participants)
+    return f"the worker host of ranks {', '.join(map(str, ranks[:8]))}{_and_more(participants)}"
 
 
 def _workers(number: int) -> str:

@@ -1,7 +1,7 @@
-"""A worker rank while it waits: not Python any more, but a shell of some hundred kilobytes that runs ``parked.sh``.
+"""A worker rank while it waits: not Python any more, but a shell of some hundred kilobytes that runs ``wait.sh``.
 
 It may be the parent of the host of its node's workers, and then sees that end: Slurm looks for what is left of a step. Like
-`batchlet.seat` this module imports next to nothing; hundreds of ranks come here at the same moment.
+`batchlet.node.attach` this module imports next to nothing; hundreds of ranks come here at the same moment.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["HOST_ENVIRONMENT", "LISTENER", "QUICK", "may_park", "orders_of", "park", "read_orders"]
+__all__ = ["AGENT_ENVIRONMENT", "LISTENER", "QUICK", "may_park", "orders_of", "park", "read_orders"]
 
 # What Dask's Nanny gives its workers before they start, for the process from which all workers of a node are forked: some of
 # it counts only when a process starts. The same seed on all nodes, so that they agree on the hash of a text.
-HOST_ENVIRONMENT = {
+AGENT_ENVIRONMENT = {
     "PYTHONHASHSEED": "6640",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "OMP_NUM_THREADS": "1",
@@ -33,7 +33,7 @@ QUICK = "quick"
 # Tells the shell which Python is to run the host.
 _PYTHON = "BATCHLET_HOST_PYTHON"
 _SEATED = "BATCHLET_SEATED"
-_SCRIPT = os.path.join(os.path.dirname(__file__), "parked.sh")  # noqa: PTH118, PTH120
+_SCRIPT = os.path.join(os.path.dirname(__file__), "wait.sh")  # noqa: PTH118, PTH120
 # File descriptors of the shell: the connection to the host, the socket that the host listens on, the host's orders.
 _CONNECTION, LISTENER, _ORDERS = 3, 4, 5
 # Above all that is given to the shell.
@@ -104,7 +104,7 @@ def park(connection: _socket.socket, listener: _socket.socket | None = None, ord
         os.write(file, orders)
         os.lseek(file, 0, os.SEEK_SET)
         given += [(listener.fileno(), LISTENER), (file, _ORDERS)]
-        environ = {**HOST_ENVIRONMENT, **environ, _PYTHON: sys.executable}
+        environ = {**AGENT_ENVIRONMENT, **environ, _PYTHON: sys.executable}
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -1,4 +1,4 @@
-"""The process of the scheduler where the host of rank 0's node has forked it; see `batchlet.scheduler_seat`."""
+"""The process of the scheduler where the host of rank 0's node has forked it; see `batchlet.node.scheduler_request`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import dask.config
 from distributed.utils import get_mp_context
 
 from .. import timeline
+from ..control.connection import Connection
+from ..control.signals import handled
 from ..errors import EndError
-from ..orders import SchedulerOrders, unpack
+from ..node.bootstrap import SchedulerOrders, unpack
 from ..plan import SCHEDULER
 from ..security import dashboard_token
-from ..supervision.link import Link
-from ..supervision.signals import handled
 from ..versions import versions
-from . import dask_process, scheduler
-from .dask_security import security_for
-from .worker import forget_scratch, remove_scratch, scratch, scratch_directories
+from . import processes, scheduler
+from .tls import security_for
+from .workers import forget_scratch, remove_scratch, scratch, scratch_directories
 
 __all__ = ["can_start", "main", "start"]
 
@@ -60,7 +60,7 @@ def start(orders: bytes, connection: socket.socket) -> Any:
         The process.
     """
     process = get_mp_context().Process(
-        target=main, args=(orders, connection), name=dask_process.SCHEDULER_PROCESS, daemon=False
+        target=main, args=(orders, connection), name=processes.SCHEDULER_PROCESS, daemon=False
     )
     process.start()
     return process
@@ -72,14 +72,14 @@ def main(words: bytes, connection: socket.socket) -> NoReturn:
     os.setsid()
     code = 1
     try:
-        dask_process.close_files({connection.fileno()})
+        processes.close_files({connection.fileno()})
         _forget_tracker()
         connection.setblocking(True)
         orders = unpack(words)
         assert isinstance(orders, SchedulerOrders)
         _move(orders)
         connection.sendall(b"started %d\n" % os.getpid())
-        code = _Lodger(orders, connection).run()
+        code = _SchedulerHost(orders, connection).run()
     except EndError as error:
         code = error.exit_code
     except Exception as error:  # noqa: BLE001
@@ -118,21 +118,21 @@ def _move(orders: SchedulerOrders) -> None:
         dask.config.update(dask.config.config, orders.dask_config)
 
 
-class _Lodger:
+class _SchedulerHost:
     """The scheduler at work."""
 
     def __init__(self, orders: SchedulerOrders, connection: socket.socket) -> None:
         self._orders = orders
-        self._connection = connection
+        self._socket = connection
         self._over = threading.Event()
         self._stop: Callable[[], object] | None = None
 
     def run(self) -> int:
         orders = self._orders
         threading.Thread(target=self._watch_rank_0, name="batchlet-rank-0", daemon=True).start()
-        info, settings, meeting = orders.info, orders.settings, orders.meeting
-        link = Link(
-            meeting,
+        info, settings, record = orders.info, orders.settings, orders.record
+        connection = Connection(
+            record,
             {
                 "name": "scheduler",
                 "role": SCHEDULER,
@@ -144,16 +144,18 @@ class _Lodger:
             orders.until + _PATIENCE,
             settings.scheduler_timeout,
         )
-        hub = _HubByLink(link, self._end)
-        link.listen(hub.hear)
-        token = dashboard_token(meeting.secret) if meeting.certificate else None
-        options = scheduler.options(settings, orders.host, security_for(settings.security, link.credentials), token)
-        with handled(hub.signalled), scratch(settings, os.environ, info.run_id):
+        coordinator = _RemoteCoordinator(connection, self._end)
+        connection.listen(coordinator.hear)
+        token = dashboard_token(record.secret) if record.certificate else None
+        options = scheduler.options(
+            settings, orders.host, security_for(settings.security, connection.credentials), token
+        )
+        with handled(coordinator.signalled), scratch(settings, os.environ, info.run_id):
             # If rank 0 has to kill this process, it tidies up.
-            self._connection.sendall(json.dumps(scratch_directories()).encode() + b"\n")
-            asyncio.run(scheduler.serve(hub, options, token, settings, orders.workers, self._set_stop))
-        link.close()
-        return link.exit_code
+            self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
+            asyncio.run(scheduler.serve(coordinator, options, token, settings, orders.workers, self._set_stop))
+        connection.close()
+        return connection.exit_code
 
     def _set_stop(self, stop: Callable[[], object]) -> None:
         self._stop = stop
@@ -177,22 +179,22 @@ class _Lodger:
     def _watch_rank_0(self) -> None:
         """End when rank 0 does not need this process any more, or is gone."""
         with contextlib.suppress(OSError):
-            while self._connection.recv(1):
+            while self._socket.recv(1):
                 pass
         self._end(at_once=self._stop is None)
 
 
-class _HubByLink:
-    """The hub, which is in another process, as the scheduler sees it."""
+class _RemoteCoordinator:
+    """The coordinator, which is in another process, as the scheduler sees it."""
 
-    def __init__(self, link: Link, end: Callable[[bool], None]) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, end: Callable[[bool], None]) -> None:
+        self._connection = connection
         self._end = end
         self.on_stopping: Callable[[], object] = lambda: None
         self.on_gone: Callable[[set[str]], object] = lambda _: None
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Do what rank 0 says; in the link's thread."""
+        """Do what rank 0 says; in the connection's thread."""
         op = message["op"]
         if op == "stopping":
             self.on_stopping()
@@ -202,17 +204,17 @@ class _HubByLink:
             self._end(op == "end")
 
     def beat(self) -> None:
-        self._link.send("beat")
+        self._connection.send("beat")
 
     def worker_joined(self, name: object) -> None:
-        self._link.send("joined", worker=str(name))
+        self._connection.send("joined", worker=str(name))
 
     def scheduler_started(self, **start: Any) -> None:
-        self._link.send("timeline", who="the scheduler", marks=timeline.marks())
-        self._link.send("started", start=start)
+        self._connection.send("timeline", who="the scheduler", marks=timeline.marks())
+        self._connection.send("started", start=start)
 
     def fail(self, error: EndError) -> None:
-        self._link.send("failed", kind=type(error).__name__, message=str(error))
+        self._connection.send("failed", kind=type(error).__name__, message=str(error))
 
     def signalled(self, number: int, _frame: object) -> None:
-        self._link.send("signalled", number=number, member="0")
+        self._connection.send("signalled", number=number, participant="0")

@@ -15,7 +15,7 @@ from ..errors import EndError
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
-from .dask_process import configure_logging, hush, start_failure
+from .processes import configure_logging, hush, start_failure
 from .tuning import intervals
 
 __all__ = ["Observer", "dashboard_place", "options", "serve"]
@@ -25,7 +25,7 @@ _BEAT = 0.5
 
 
 class Observer(Protocol):
-    """Who is told how the scheduler is: the hub, in this process or another one.
+    """Who is told how the scheduler is: the coordinator, in this process or another one.
 
     Attributes
     ----------
@@ -52,15 +52,15 @@ class Observer(Protocol):
 
 
 class _Join(SchedulerPlugin):  # type: ignore[misc]
-    """Tells the hub which workers the scheduler knows."""
+    """Tells the coordinator which workers the scheduler knows."""
 
     name = "batchlet-join"
 
-    def __init__(self, hub: Observer) -> None:
-        self._hub = hub
+    def __init__(self, coordinator: Observer) -> None:
+        self._coordinator = coordinator
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        self._hub.worker_joined(scheduler.workers[worker].name)
+        self._coordinator.worker_joined(scheduler.workers[worker].name)
 
 
 def options(settings: Settings, host: str, security: Any, token: str | None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def options(settings: Settings, host: str, security: Any, token: str | None) -> 
 
 
 async def serve(
-    hub: Observer,
+    coordinator: Observer,
     keywords: Mapping[str, Any],
     token: str | None,
     settings: Settings,
@@ -98,7 +98,7 @@ async def serve(
 
     Parameters
     ----------
-    hub : Observer
+    coordinator : Observer
         Is told the address and the workers.
     keywords : mapping of str to object
         See `options`.
@@ -121,18 +121,18 @@ async def serve(
             scheduler = Scheduler(**keywords)
         if token is not None:
             dashboard.guard(scheduler, token)
-        scheduler.add_plugin(_Join(hub))
+        scheduler.add_plugin(_Join(coordinator))
         await scheduler
     except Exception as error:  # noqa: BLE001
-        hub.fail(start_failure("scheduler", error))
+        coordinator.fail(start_failure("scheduler", error))
         await over.wait()
         return
     mark("scheduler listens")
     # What the workers leave behind when they go is no news from here on.
-    hub.on_stopping = hush
-    hub.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
-    hub.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
-    beat = asyncio.create_task(_beat(hub))
+    coordinator.on_stopping = hush
+    coordinator.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
+    coordinator.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
+    beat = asyncio.create_task(_beat(coordinator))
     await over.wait()
     beat.cancel()
     hush()
@@ -153,7 +153,7 @@ def _forget(scheduler: Any, names: set[str]) -> None:
         scheduler.loop.add_callback(scheduler.remove_worker, address, stimulus_id=f"batchlet-host-lost-{time.time()}")
 
 
-async def _beat(hub: Observer) -> None:
+async def _beat(coordinator: Observer) -> None:
     while True:
-        hub.beat()
+        coordinator.beat()
         await asyncio.sleep(_BEAT)

@@ -37,7 +37,7 @@ from distributed.utils import get_mp_context
 from distributed.versions import get_versions
 
 from ..security import Credentials
-from .dask_process import DASK_LOG_LEVEL, close_files, logging_is_the_users, start_helpers
+from .processes import DASK_LOG_LEVEL, close_files, logging_is_the_users, start_helpers
 
 __all__ = ["give", "start"]
 
@@ -47,8 +47,8 @@ _LATE_IMPORTS = (
     "importlib_metadata._adapters",
     "multiprocessing.synchronize",
     "tornado.platform.asyncio",
-    "batchlet.roles.dask_security",
-    "batchlet.roles.rank_place",
+    "batchlet.dask_backend.tls",
+    "batchlet.dask_backend.rank_preload",
 )
 _WORTH_WARMING = 4
 # Where the fork server waits for the run's credentials before it serves.
@@ -188,11 +188,11 @@ def _serve(module: Any, listener: socket.socket, alive_r: int, given_r: int) -> 
         signal.signal(number, signal.SIG_DFL)
     # Tasks that look for the main module find an empty one, as in a process that was started afresh.
     sys.modules["__main__"] = types.ModuleType("__main__")
-    from . import dask_security, worker_process  # noqa: F401 - the latter for what its import does
+    from . import tls, worker_process  # noqa: F401 - the latter for what its import does
 
     with open(given_r, "rb") as given:
         words = given.read()
     credentials = pickle.loads(words) if words else None  # noqa: S301 - from the process that this one is a copy of
     if credentials is not None:
-        dask_security.prepare(credentials)
+        tls.prepare(credentials)
     module.main(listener.fileno(), alive_r, [])

@@ -14,18 +14,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import report, timeline
-from .environments import is_first, select
-from .errors import EndError, TerminatedError, UsageError, terminated
-from .network import LOOPBACK
-from .plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
-from .rank import Rank, importing
-from .rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
-from .security import Credentials, dashboard_token
-from .settings import Settings
+from .. import report, timeline
+from ..environments import is_first, select
+from ..errors import EndError, TerminatedError, UsageError, terminated
+from ..network import LOOPBACK
+from ..node.rank import Rank, importing
+from ..plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
+from ..rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
+from ..security import Credentials, dashboard_token
+from ..settings import Settings
 
 if TYPE_CHECKING:
-    from .supervision.signals import ClientGuard
+    from ..control.signals import ClientGuard
 
 __all__ = ["Run"]
 
@@ -60,7 +60,7 @@ class Run:
         self._start: Mapping[str, Any] = {}
         self._stack = contextlib.ExitStack()
         self._known: Rank | None = None
-        self._meeting_place: Rendezvous | None = None
+        self._met_by: Rendezvous | None = None
         self._guard: ClientGuard | None = None
         self._callbacks: list[Callable[[int], object]] = []
         self._security: Any = None
@@ -76,7 +76,7 @@ class Run:
             environment, self._reason = select(self._settings.mode, os.environ)
             info = environment.process(os.environ)
             self._known = Rank(self._settings, environment, info, os.environ, self._began)
-            self._meeting_place = self._choose_rendezvous(self._known)
+            self._met_by = self._choose_rendezvous(self._known)
         except EndError as error:
             self.refuse(error)
 
@@ -148,12 +148,16 @@ class Run:
         """See the runner."""
         from distributed.core import Status
 
-        link = self._rank.link if self._entered else None
-        if link is not None and threading.current_thread() is not threading.main_thread() and self._disconnected():
+        connection = self._rank.connection if self._entered else None
+        if (
+            connection is not None
+            and threading.current_thread() is not threading.main_thread()
+            and self._disconnected()
+        ):
             # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
             # asks each time that it gives a sign of life, in the event loop that brings all results.
-            link.wait_end(_MOMENT)
-            if link.end is not None:
+            connection.wait_end(_MOMENT)
+            if connection.end is not None:
                 if self._guard is not None:
                     self._guard.wait_delivered(_MOMENT)
                 return Status.closed
@@ -177,9 +181,9 @@ class Run:
             if self._outer is not None:
                 self._running(self._outer._start)
             elif self.role == LOCAL:
-                from .roles import local
+                from ..dask_backend import local_cluster
 
-                self._run_local(local.start(self.plan, self._settings, *self._local_place()))
+                self._run_local(local_cluster.start(self.plan, self._settings, *self._local_place()))
             else:
                 self._take_part()
         except EndError as error:
@@ -200,9 +204,9 @@ class Run:
             if self._outer is not None:
                 self._running(self._outer._start)
             elif self.role == LOCAL:
-                from .roles import local
+                from ..dask_backend import local_cluster
 
-                self._run_local(await local.start_async(self.plan, self._settings, *self._local_place()))
+                self._run_local(await local_cluster.start_async(self.plan, self._settings, *self._local_place()))
             else:
                 await asyncio.to_thread(self._take_part)
         except EndError as error:
@@ -243,7 +247,7 @@ class Run:
             if self._settings.rendezvous == "mpi":
                 raise
             info = self._rank.info
-            self._meeting_place = FileRendezvous(self._settings.rendezvous_dir, info.run_id, info.node)
+            self._met_by = FileRendezvous(self._settings.rendezvous_dir, info.run_id, info.node)
             self._rendezvous.check()
         if isinstance(self._rendezvous, MpiRendezvous):
             # The launcher's variables allow a guess only.
@@ -255,10 +259,10 @@ class Run:
         """Be what this rank is. Only the client returns."""
         rank = self._rank
         if rank.info.mode == "allocation":
-            from .step import start_step
+            from ..launchers.srun import start_step
 
             rank.connect(self._stack.enter_context(start_step(rank)), name="client")
-            self._stack.callback(rank.link.close)
+            self._stack.callback(rank.connection.close)
             self._running({**rank.wait("start"), **rank.wait("ready")})
             return
         if rank.role == SCHEDULER:
@@ -270,37 +274,37 @@ class Run:
         by_file = isinstance(self._rendezvous, FileRendezvous)
         if by_file:
             self._stack.enter_context(rank.host_beside(None))
-        meeting = self._rendezvous.wait(rank.deadline + _PATIENCE)
+        record = self._rendezvous.wait(rank.deadline + _PATIENCE)
         if not by_file:
-            self._stack.enter_context(rank.host_beside(meeting))
-        rank.connect(meeting, latest=self._rendezvous.latest)
-        self._stack.callback(rank.link.close)
+            self._stack.enter_context(rank.host_beside(record))
+        rank.connect(record, latest=self._rendezvous.latest)
+        self._stack.callback(rank.connection.close)
         with importing():
             # The script is about to do it; here it is done while the workers start.
             importlib.import_module("distributed")
-            tuning = importlib.import_module("batchlet.roles.tuning")
+            tuning = importlib.import_module("batchlet.dask_backend.tuning")
         tuning.be_patient(rank.info.world_size)
         self._running({**rank.wait("start"), **rank.wait("ready")})
 
     def _local_place(self) -> tuple[Any, str | None]:
         """Where the local cluster lives, and the secret of its dashboard."""
-        from . import open_files
-        from .roles import dask_process, worker
-        from .roles.dask_security import security_for
+        from .. import open_files
+        from ..dask_backend import processes, workers
+        from ..dask_backend.tls import security_for
 
         wanted = self._settings.security
         security = security_for(wanted, Credentials.generate() if wanted is True else None)
-        self._scratch = directory = self._stack.enter_context(worker.scratch(self._settings, os.environ, self.run_id))
+        self._scratch = directory = self._stack.enter_context(workers.scratch(self._settings, os.environ, self.run_id))
         self._stack.enter_context(open_files.for_local(len(self.plan.workers)))
-        self._stack.enter_context(dask_process.hidden_main())
-        self._stack.enter_context(worker.configured())
+        self._stack.enter_context(processes.hidden_main())
+        self._stack.enter_context(workers.configured())
         host = self._rank.reachable_host() if self._settings.interface else LOOPBACK
         self._security = security
         self._token = secrets.token_hex(16) if wanted is not False else None
-        return worker.Place(host, directory, security), self._token
+        return workers.Site(host, directory, security), self._token
 
     def _run_local(self, cluster: Any) -> None:
-        from .roles.scheduler import dashboard_place
+        from ..dask_backend.scheduler import dashboard_place
 
         self._cluster = cluster
         workers = self.plan.workers
@@ -325,11 +329,11 @@ class Run:
             self._security, self._token = self._outer._security, self._outer._token
             return
         Run.active = self
-        if self._rank.meeting is not None:
+        if self._rank.record is not None:
             self._security = self._rank.security()
-            self._token = dashboard_token(self._rank.meeting.secret) if self._rank.meeting.certificate else None
-        if self._rank.link is not None:
-            self._rank.link.listen(self._hear)
+            self._token = dashboard_token(self._rank.record.secret) if self._rank.record.certificate else None
+        if self._rank.connection is not None:
+            self._rank.connection.listen(self._hear)
         tunnel = self._tunnel()
         report.started(
             where=f"{self.mode} {self._rank.info.job}".strip(),
@@ -366,24 +370,24 @@ class Run:
         place, here = self._start["dashboard"], self.mode == "local" and "SSH_CONNECTION" not in os.environ
         if here or place is None or place[0] != LOOPBACK:
             return None
-        meeting = self._rank.meeting
-        node = meeting.node if meeting is not None else self._rank.info.node
+        record = self._rank.record
+        node = record.node if record is not None else self._rank.info.node
         login = os.environ.get("SLURM_SUBMIT_HOST")
         jump = f" -J {login}" if login and login != node else ""
         return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {node}"
 
     def _hear(self, message: Mapping[str, Any]) -> None:
-        """Bring what rank 0 says, or its silence, to the user's code; in the link's thread."""
+        """Bring what rank 0 says, or its silence, to the user's code; in the connection's thread."""
         if self._guard is None:
             return
         if message["op"] == "terminate":
             self._guard.terminate(int(message["number"]), str(message["where"]))
         elif message["op"] == "end":
-            from .roles.dask_process import hush
+            from ..dask_backend.processes import hush
 
             hush()
-            error = self._rank.link.failure(message)
-            if not self._rank.link.hub_is_alive:
+            error = self._rank.connection.failure(message)
+            if not self._rank.connection.coordinator_is_alive:
                 report.failure(error, time.monotonic() - self._began)
             self._guard.deliver(error)
 
@@ -392,12 +396,12 @@ class Run:
         if self._outer is not None:
             return
         if self.role not in (CLIENT, LOCAL):
-            from .supervision.signals import handled
+            from ..control.signals import handled
 
             # Until it has met the others, this rank can only end.
             self._stack.enter_context(handled(_end_by_signal))
             return
-        from .supervision.signals import ClientGuard
+        from ..control.signals import ClientGuard
 
         settings = self._settings
         self._guard = ClientGuard(
@@ -448,12 +452,12 @@ class Run:
     def _loss(self, error: BaseException | None) -> EndError | None:
         """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
         assert self._guard is not None
-        link = self._rank.link
+        connection = self._rank.connection
         module = type(error).__module__.split(".")[0]
         from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
-        if link is not None and from_dask:
+        if connection is not None and from_dask:
             # Dask may notice that its scheduler is gone a moment before we do.
-            link.wait_end(_MOMENT)
+            connection.wait_end(_MOMENT)
         self._guard.end()
         if error is None or isinstance(error, (EndError, SystemExit)):
             return None
@@ -463,19 +467,19 @@ class Run:
             if cause is self._guard.error:
                 return self._guard.error
             cause = cause.__cause__ or cause.__context__
-        lost: EndError | None = link.end if link is not None and from_dask else None
+        lost: EndError | None = connection.end if connection is not None and from_dask else None
         return lost
 
     def _leave(self) -> None:
         """Tell rank 0 that the run is over, and wait until the workers are gone."""
         if self._notes is not None:
             self._notes.remove_note()
-        link = self._rank.link
-        if link is None:
+        connection = self._rank.connection
+        if connection is None:
             return
-        link.send("done")
+        connection.send("done")
         with contextlib.suppress(EndError):
-            bye = link.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
+            bye = connection.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
             if self._settings.timeline:
                 for line in timeline.lines({"the client": self._marks, **bye["timeline"]}):
                     report.note(line)
@@ -484,9 +488,9 @@ class Run:
         self._closed = True
         Run.active = None
         self._stack.close()
-        link = self._rank.link
-        self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)
-        if link is None or link.end is None:
+        connection = self._rank.connection
+        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
+        if connection is None or connection.end is None:
             report.ended(
                 seconds=time.monotonic() - self._began,
                 workers=int(self._start["workers"]),
@@ -521,8 +525,8 @@ class Run:
 
     @property
     def _rendezvous(self) -> Rendezvous:
-        assert self._meeting_place is not None
-        return self._meeting_place
+        assert self._met_by is not None
+        return self._met_by
 
     def must_run(self, what: str) -> None:
         """Refuse what makes sense only while the run is under way."""
@@ -541,7 +545,7 @@ class Run:
         info = self._rank.info
         # Without a word from rank 0, all others run into the same: one on each node says so.
         others = [rank for rank in info.local_ranks if rank != 0]
-        return self._rank.link is not None or info.rank in (0, *others[:1])
+        return self._rank.connection is not None or info.rank in (0, *others[:1])
 
     @staticmethod
     def first_process(environ: Mapping[str, str]) -> bool:
@@ -566,21 +570,21 @@ class Run:
         elif is_first(os.environ) is False:
             # mpirun ends all ranks when the first one fails: let that be the one that speaks.
             time.sleep(_MOMENT)
-        if self._meeting_place is not None:
-            self._meeting_place.abandon(error.exit_code)
+        if self._met_by is not None:
+            self._met_by.abandon(error.exit_code)
         raise error from None
 
     def _abandon(self, error: EndError) -> NoReturn:
         """End with an error while starting or taking part."""
-        link = self._rank.link
-        hub_speaks = link is not None and link.hub_is_alive and link.end is not None
-        if link is not None and link.hub_is_alive and link.end is None:
+        connection = self._rank.connection
+        hub_speaks = connection is not None and connection.coordinator_is_alive and connection.end is not None
+        if connection is not None and connection.coordinator_is_alive and connection.end is None:
             # The others must not wait for this rank; rank 0 tells them, and the user.
-            link.send("failed", kind=type(error).__name__, message=str(error))
-            link.wait_end(_MOMENT)
-            hub_speaks = link.end is not None
+            connection.send("failed", kind=type(error).__name__, message=str(error))
+            connection.wait_end(_MOMENT)
+            hub_speaks = connection.end is not None
         self._stack.close()
-        self._rendezvous.withdraw(orphaned=link is not None and not link.hub_is_alive)
+        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
         if not hub_speaks and self._speaks_of(error):
             report.failure(error, time.monotonic() - self._began)
         self._rendezvous.abandon(error.exit_code)

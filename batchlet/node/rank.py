@@ -15,27 +15,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from . import report, seat
-from .environments import Environment, Figure, ProcessInfo
-from .errors import BatchletError, EndError, NetworkError, PlanError
-from .network import reachable_host
-from .orders import HostOrders, SchedulerOrders, dask_config, start_host
-from .plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
-from .rendezvous import FileRendezvous, Meeting, Rendezvous
-from .resources import node_resources, read_host
-from .seat import Seat
-from .security import Credentials, dashboard_token
-from .settings import Settings
-from .timeline import mark
-from .versions import versions
+from .. import report
+from ..environments import Environment, Figure, ProcessInfo
+from ..errors import BatchletError, EndError, NetworkError, PlanError
+from ..network import reachable_host
+from ..plan import CLIENT, WORKER, Plan, hosts_workers, make_plan, role_of
+from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous
+from ..resources import node_resources, read_host
+from ..security import Credentials, dashboard_token
+from ..settings import Settings
+from ..timeline import mark
+from ..versions import versions
+from . import attach
+from .attach import Seat
+from .bootstrap import HostOrders, SchedulerOrders, dask_config, start_host
 
 if TYPE_CHECKING:
     import subprocess
 
-    from .scheduler_seat import SchedulerProcess
-    from .supervision.hub import Hub
+    from ..control.coordinator import Coordinator
+    from .scheduler_request import SchedulerProcess
 
-__all__ = ["Rank", "importing", "member", "unexpected"]
+__all__ = ["Rank", "importing", "participant", "unexpected"]
 
 # Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 _PATIENCE = 5.0
@@ -61,9 +62,9 @@ class Rank:
     ----------
     plan : Plan or None
         What this node does; `None` while `plan_error` says why there is none.
-    link : Link or None
-        The connection to rank 0's hub.
-    meeting : Meeting or None
+    connection : Connection or None
+        The connection to rank 0's coordinator.
+    record : CoordinatorRecord or None
         The record by which the ranks have found each other.
     credentials : Credentials or None
         The run's TLS credentials, once this rank has them.
@@ -91,8 +92,8 @@ class Rank:
         self.deadline = began + settings.start_timeout
         self.plan: Plan | None = None
         self.plan_error: PlanError | None = None
-        self.link: Any = None
-        self.meeting: Meeting | None = None
+        self.connection: Any = None
+        self.record: CoordinatorRecord | None = None
         self.credentials: Credentials | None = None
         self.make_plan(None)
 
@@ -101,10 +102,10 @@ class Rank:
         """What this rank is."""
         return role_of(self.info, self.info.rank)
 
-    def make_plan(self, told: Figure[int] | None) -> None:
-        """Plan this node; `told` is its memory in bytes according to the launcher's controller."""
+    def make_plan(self, controller_memory: Figure[int] | None) -> None:
+        """Plan this node; `controller_memory` is its memory in bytes according to the launcher's controller."""
         self.plan_error = None
-        resources = node_resources(self.environment.grant(self.environ), read_host(), told)
+        resources = node_resources(self.environment.grant(self.environ), read_host(), controller_memory)
         try:
             self.plan = make_plan(self.info, resources, self.settings)
         except PlanError as error:
@@ -118,17 +119,17 @@ class Rank:
 
     def connect(
         self,
-        meeting: Meeting,
+        record: CoordinatorRecord,
         *,
         name: str | None = None,
         role: str | None = None,
-        latest: Callable[[], Meeting | None] | None = None,
+        latest: Callable[[], CoordinatorRecord | None] | None = None,
     ) -> None:
         """Connect to rank 0 and settle the plan with what it knows.
 
         Parameters
         ----------
-        meeting : Meeting
+        record : CoordinatorRecord
             Where rank 0 is.
         name, role : str, optional
             Other than this rank's own, for a process beside it.
@@ -142,14 +143,14 @@ class Rank:
         EndError
             The root cause, if the run has failed.
         """
-        from .supervision.link import Link
+        from ..control.connection import Connection
 
         info = self.info
-        self.meeting = meeting
+        self.record = record
         role = role or self.role
         brings = [f"{info.rank}w"] if role == CLIENT and self.brings_host else []
-        self.link = Link(
-            meeting,
+        self.connection = Connection(
+            record,
             {
                 "name": name or str(info.rank),
                 "role": role,
@@ -162,17 +163,17 @@ class Rank:
             self.settings.scheduler_timeout,
             latest,
         )
-        self.meeting, self.credentials = self.link.meeting, self.link.credentials
+        self.record, self.credentials = self.connection.record, self.connection.credentials
         mark("rank 0 found")
-        facts = self.link.wait("welcome", self.deadline + _PATIENCE)["facts"]
-        told = facts.get(info.node)
-        self.make_plan(Figure(int(told[0]), str(told[1])) if told else None)
+        facts = self.connection.wait("welcome", self.deadline + _PATIENCE)["facts"]
+        controller_memory = facts.get(info.node)
+        self.make_plan(Figure(int(controller_memory[0]), str(controller_memory[1])) if controller_memory else None)
         if self.plan_error is not None:
             self.fail_all(self.plan_error)
 
     def security(self) -> Any:
         """Dask's security for this process."""
-        from .roles.dask_security import security_for
+        from ..dask_backend.tls import security_for
 
         return security_for(self.settings.security, self.credentials)
 
@@ -185,7 +186,7 @@ class Rank:
             Other than that in which the ranks meet.
         """
         # A step in an allocation has its own name for the run; the record has one that both sides know.
-        run_id = self.meeting.run_id if self.meeting is not None else self.info.run_id
+        run_id = self.record.run_id if self.record is not None else self.info.run_id
         return FileRendezvous(directory or self.settings.rendezvous_dir, run_id, self.info.node)
 
     @property
@@ -196,13 +197,13 @@ class Rank:
 
     def fail_all(self, error: EndError) -> None:
         """End the run for all ranks with this rank's error; rank 0 prints it and answers with the end of the run."""
-        self.link.send("failed", kind=type(error).__name__, message=str(error))
-        self.link.wait("end", time.monotonic() + _PATIENCE)
+        self.connection.send("failed", kind=type(error).__name__, message=str(error))
+        self.connection.wait("end", time.monotonic() + _PATIENCE)
         raise error
 
     def wait(self, message: str) -> Mapping[str, Any]:
-        """Wait for a message of the hub until the start is overdue; see `Link.wait`."""
-        answer: Mapping[str, Any] = self.link.wait(message, self.deadline + _PATIENCE)
+        """Wait for a message of the coordinator until the start is overdue; see `Connection.wait`."""
+        answer: Mapping[str, Any] = self.connection.wait(message, self.deadline + _PATIENCE)
         return answer
 
     def work(self, rendezvous: Rendezvous) -> int:
@@ -213,7 +214,7 @@ class Rank:
         int
             The exit code.
         """
-        from .supervision.signals import handled
+        from ..control.signals import handled
 
         by_file = isinstance(rendezvous, FileRendezvous)
         # Some ways to meet need every rank.
@@ -221,13 +222,13 @@ class Rank:
         with handled(lambda number, _: place.signalled(number)):
             return place.hold()
 
-    def _seat(self, by_file: bool, meeting: Callable[[], Meeting | None], *, park: bool) -> Seat:
+    def _seat(self, by_file: bool, record: Callable[[], CoordinatorRecord | None], *, park: bool) -> Seat:
         """Make this rank's seat at the host of its node."""
 
         def hello() -> dict[str, Any]:
-            found = meeting()
-            return seat.hello(
-                self.info.rank, member(self.info), self.environ, asdict(found) if found is not None else None
+            found = record()
+            return attach.hello(
+                self.info.rank, participant(self.info), self.environ, asdict(found) if found is not None else None
             )
 
         def start(descriptor: int, listen: bool) -> subprocess.Popen[bytes]:
@@ -247,22 +248,22 @@ class Rank:
         info, settings = self.info, self.settings
         # Now: a head rank starts its host in a thread, while it imports Dask itself.
         config = dask_config()
-        name = seat.socket_name(info.run_id, info.node, self.environ) if settings.share_node else None
-        return Seat(name, hello, start, self.deadline + seat.PATIENCE, settings.stop_timeout, park=park)
+        name = attach.socket_name(info.run_id, info.node, self.environ) if settings.share_node else None
+        return Seat(name, hello, start, self.deadline + attach.PATIENCE, settings.stop_timeout, park=park)
 
     @contextlib.contextmanager
-    def host_beside(self, meeting: Meeting | None) -> Iterator[None]:
+    def host_beside(self, record: CoordinatorRecord | None) -> Iterator[None]:
         """Have the host of the node run this head rank's workers, so that they never share the head's event loop.
 
         Parameters
         ----------
-        meeting : Meeting, optional
+        record : CoordinatorRecord, optional
             Where rank 0 is; `None` if the host is to find out by itself, from rank 0's file.
         """
         if not self.brings_host:
             yield
             return
-        place = self._seat(meeting is None, lambda: meeting, park=False)
+        place = self._seat(record is None, lambda: record, park=False)
         thread = threading.Thread(target=_hold, args=(place,), name="batchlet-seat", daemon=True)
         thread.start()
         try:
@@ -272,7 +273,7 @@ class Rank:
             thread.join(self.settings.stop_timeout)
 
     def run_scheduler(self, rendezvous: Rendezvous) -> int:
-        """Be rank 0: the hub, the record by which the others find it, and the scheduler, until the run is over.
+        """Be rank 0: the coordinator, the record by which the others find it, and the scheduler, until the run is over.
 
         Returns
         -------
@@ -281,7 +282,7 @@ class Rank:
         """
         return _SchedulerRank(self, rendezvous).run()
 
-    def members(self) -> set[str]:
+    def participants(self) -> set[str]:
         """Name all the processes that rank 0 expects."""
         names = {str(rank) for rank in range(1, self.info.world_size)}
         if self.info.client_rank is None:
@@ -323,7 +324,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def member(info: ProcessInfo) -> str:
+def participant(info: ProcessInfo) -> str:
     """What a rank is called as one that brings workers; a head rank is somebody itself."""
     return str(info.rank) if role_of(info, info.rank) == WORKER else f"{info.rank}w"
 
@@ -332,7 +333,7 @@ def _hold(place: Seat) -> None:
     try:
         place.hold()
     except EndError:
-        pass  # the hub misses the workers, and says so
+        pass  # the coordinator misses the workers, and says so
     except Exception as error:  # noqa: BLE001
         report.failure(unexpected(error, "the host of this node's workers"))
 
@@ -357,19 +358,19 @@ class _SchedulerRank:
         self._process: SchedulerProcess | None = None
 
     def run(self) -> int:
-        from .supervision.hub import Hub
-        from .supervision.signals import handled
+        from ..control.coordinator import Coordinator
+        from ..control.signals import handled
 
         info, settings = self._rank.info, self._rank.settings
         host, failure = self._host()
         secret = secrets.token_hex(32)
         credentials = Credentials.generate() if settings.security is not False else None
-        hub = Hub(
+        coordinator = Coordinator(
             host=host,
             secret=secret,
             credentials=credentials,
             node=info.node,
-            members=self._rank.members(),
+            participants=self._rank.participants(),
             start_timeout=settings.start_timeout,
             patience=max(0.0, self._rank.deadline - time.monotonic()),
             stop_timeout=settings.stop_timeout,
@@ -383,48 +384,52 @@ class _SchedulerRank:
             on_failure=self._on_failure,
             on_loss=report.note,
             on_stuck=self._end_hard,
-            places=lambda: self._rank.environment.places(self._rank.environ),
+            expected_nodes=lambda: self._rank.environment.expected_nodes(self._rank.environ),
         )
         certificate = credentials.certificate if credentials is not None else ""
-        meeting = Meeting(info.run_id, secrets.token_hex(8), info.node, host, hub.listen(), secret, certificate)
-        self._rank.meeting, self._rank.credentials = meeting, credentials
+        record = CoordinatorRecord(
+            info.run_id, secrets.token_hex(8), info.node, host, coordinator.listen(), secret, certificate
+        )
+        self._rank.record, self._rank.credentials = record, credentials
         where = f"rank {info.rank} on node {info.node}"
         try:
-            with handled(lambda number, _: hub.signalled(number, where)):
-                self._meet(hub, host, meeting, failure)
+            with handled(lambda number, _: coordinator.signalled(number, where)):
+                self._meet(coordinator, host, record, failure)
         except EndError:
             raise
         except Exception as error:  # noqa: BLE001
-            hub.fail(unexpected(error, where))
+            coordinator.fail(unexpected(error, where))
             self._over.wait(_PATIENCE)
         finally:
             self._rendezvous.withdraw()
             self._remove_note()
-            hub.close()
+            coordinator.close()
         return self._failure.exit_code if self._failure is not None else 0
 
-    def _meet(self, hub: Hub, host: str, meeting: Meeting, failure: EndError | None) -> None:
-        self._rendezvous.publish(meeting)
+    def _meet(self, coordinator: Coordinator, host: str, record: CoordinatorRecord, failure: EndError | None) -> None:
+        self._rendezvous.publish(record)
         mark("record published")
-        with self._rank.host_beside(meeting):
-            self._welcome(hub, host, meeting, failure)
+        with self._rank.host_beside(record):
+            self._welcome(coordinator, host, record, failure)
 
-    def _welcome(self, hub: Hub, host: str, meeting: Meeting, failure: EndError | None) -> None:
+    def _welcome(
+        self, coordinator: Coordinator, host: str, record: CoordinatorRecord, failure: EndError | None
+    ) -> None:
         info = self._rank.info
         facts = self._rank.facts()
-        told = facts.get(info.node)
-        self._rank.make_plan(Figure(*told) if told else None)
-        hub.tell(facts)
+        controller_memory = facts.get(info.node)
+        self._rank.make_plan(Figure(*controller_memory) if controller_memory else None)
+        coordinator.tell(facts)
         error = failure or self._rank.plan_error or self._too_few_files()
         if error is not None:
-            hub.fail(error)
+            coordinator.fail(error)
             self._over.wait()
         else:
-            self._serve(hub, host, meeting)
+            self._serve(coordinator, host, record)
 
     def _too_few_files(self) -> EndError | None:
         """What is wrong with the limit of open files, which is the same for the scheduler's own process."""
-        from . import open_files
+        from .. import open_files
 
         try:
             open_files.for_scheduler(self._workers(), self._rank.info.node)
@@ -433,26 +438,26 @@ class _SchedulerRank:
         return None
 
     def _host(self) -> tuple[str, EndError | None]:
-        """Address to listen on, and what is wrong with it; the other ranks hear of that through the hub."""
+        """Address to listen on, and what is wrong with it; the other ranks hear of that through the coordinator."""
         try:
             return self._rank.reachable_host(), None
         except NetworkError as error:
             return reachable_host(self._rank.info.node, self._rank.info.nodes, None), error
 
-    def _serve(self, hub: Hub, host: str, meeting: Meeting) -> None:
-        self._process = self._ask_host(host, meeting)
+    def _serve(self, coordinator: Coordinator, host: str, record: CoordinatorRecord) -> None:
+        self._process = self._ask_host(host, record)
         if self._process is None:
             # The host may have gone because the run has failed.
             if not self._over.is_set():
-                self._serve_here(hub, host, meeting)
+                self._serve_here(coordinator, host, record)
             return
-        self._process.watch(hub.scheduler_gone)
+        self._process.watch(coordinator.scheduler_gone)
         try:
             self._over.wait()
         finally:
             self._process.end(self._rank.settings.stop_timeout)
 
-    def _ask_host(self, host: str, meeting: Meeting) -> SchedulerProcess | None:
+    def _ask_host(self, host: str, record: CoordinatorRecord) -> SchedulerProcess | None:
         """Have the host of this node's workers run the scheduler, if there will be one and this process has no Dask yet."""
         rank = self._rank
         info, settings = rank.info, rank.settings
@@ -462,19 +467,19 @@ class _SchedulerRank:
             or not any(hosts_workers(info, settings, local) for local in info.local_ranks)
         ):
             return None
-        name = seat.socket_name(info.run_id, info.node, rank.environ)
+        name = attach.socket_name(info.run_id, info.node, rank.environ)
         if name is None:
             return None
-        from .scheduler_seat import ask
+        from .scheduler_request import ask
 
-        cpus = tuple(seat.facts()["cpus"])
+        cpus = tuple(attach.facts()["cpus"])
         orders = SchedulerOrders(
             settings,
             {**os.environ, **rank.environ},
             tuple(sys.path),
             cpus,
             info,
-            meeting,
+            record,
             host,
             self._workers(),
             rank.deadline,
@@ -487,21 +492,23 @@ class _SchedulerRank:
         info, each = self._rank.info, self._rank.settings.workers_per_node or 0
         return max(info.world_size, info.nodes * each)
 
-    def _serve_here(self, hub: Hub, host: str, meeting: Meeting) -> None:
+    def _serve_here(self, coordinator: Coordinator, host: str, record: CoordinatorRecord) -> None:
         import asyncio
 
         with importing():
-            from .roles import dask_security, scheduler
-            from .roles.worker import scratch
+            from ..dask_backend import scheduler, tls
+            from ..dask_backend.workers import scratch
 
-            dask_security.defer_authorities()
+            tls.defer_authorities()
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
 
         with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
-            token = dashboard_token(meeting.secret) if meeting.certificate else None
+            token = dashboard_token(record.secret) if record.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
-            asyncio.run(scheduler.serve(hub, options, token, self._rank.settings, self._workers(), self._set_stop))
+            asyncio.run(
+                scheduler.serve(coordinator, options, token, self._rank.settings, self._workers(), self._set_stop)
+            )
 
     def _set_stop(self, stop: Callable[[], object]) -> None:
         self._stop_serving = stop
@@ -515,11 +522,11 @@ class _SchedulerRank:
                 self._stop_serving()
 
     def _end_hard(self) -> None:
-        """End this process although the scheduler's event loop does not; in the hub's thread."""
+        """End this process although the scheduler's event loop does not; in the coordinator's thread."""
         if self._process is not None:
             self._process.kill()
         else:
-            from .roles.worker import remove_scratch
+            from ..dask_backend.workers import remove_scratch
 
             remove_scratch()
         self._rendezvous.withdraw()

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from .environments import Environment, ProcessInfo, select
-from .parked import HOST_ENVIRONMENT, LISTENER, read_orders
-from .rendezvous.base import Meeting
-from .rendezvous.file import FileRendezvous
-from .settings import Settings
+from ..environments import Environment, ProcessInfo, select
+from ..rendezvous.base import CoordinatorRecord
+from ..rendezvous.file import FileRendezvous
+from ..settings import Settings
+from .wait import AGENT_ENVIRONMENT, LISTENER, read_orders
 
 __all__ = [
     "HostOrders",
@@ -93,8 +93,8 @@ class SchedulerOrders:
         The CPUs that rank 0 is bound to.
     info : ProcessInfo
         Rank 0.
-    meeting : Meeting
-        Where rank 0's hub is.
+    record : CoordinatorRecord
+        Where rank 0's coordinator is.
     host : str
         Address for the scheduler to listen on.
     workers : int
@@ -110,7 +110,7 @@ class SchedulerOrders:
     sys_path: tuple[str, ...]
     cpus: tuple[int, ...]
     info: ProcessInfo
-    meeting: Meeting
+    record: CoordinatorRecord
     host: str
     workers: int
     until: float
@@ -143,8 +143,8 @@ class StepOrders:
 
 
 def command() -> list[str]:
-    """Command line of a member."""
-    return [sys.executable, "-m", "batchlet.member"]
+    """Command line of a participant."""
+    return [sys.executable, "-m", "batchlet.node"]
 
 
 def dask_config() -> Mapping[str, Any] | None:
@@ -176,7 +176,7 @@ def pack(content: object) -> bytes:
 
 
 def send(pipe: IO[bytes], content: object) -> None:
-    """Send something to a member: its length, then its pickle."""
+    """Send something to a participant: its length, then its pickle."""
     data = pack(content)
     pipe.write(len(data).to_bytes(_LENGTH, "big") + data)
     pipe.flush()
@@ -210,7 +210,7 @@ def quick_orders() -> HostOrders:
     sys.path[:] = found["sys_path"]
     if found["program"] is not None:
         # Other ranks have no need of it.
-        from .program import Program
+        from ..program import Program
 
         program = Program(*found["program"])
         program.prepare()
@@ -252,7 +252,7 @@ def start_host(orders: HostOrders) -> subprocess.Popen[bytes]:
         command(),
         stdin=subprocess.PIPE,
         pass_fds=(orders.socket,),
-        env={**HOST_ENVIRONMENT, **os.environ},
+        env={**AGENT_ENVIRONMENT, **os.environ},
         start_new_session=True,
     )
     assert process.stdin is not None

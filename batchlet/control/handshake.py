@@ -1,34 +1,8 @@
-"""The words that the ranks of a run exchange with rank 0, one JSON object a line over TLS.
+"""How a process of a run and the coordinator on rank 0 get to know each other, over TLS.
 
-By TLS a rank knows the hub; the hub knows a rank by its words alone, since a rank does not have the run's private key before
-the hub tells it. A connection begins with both sides proving, by HMAC over the other's random challenge, that they know the
-run's secret, which never crosses the network; a rank that has proved it is told the key. Afterwards:
-
-=========== =========== ==========================================================================
-message     from        meaning
-=========== =========== ==========================================================================
-hello       rank        who I am, and which versions I have
-welcome     hub         what rank 0 knows about the nodes (memory according to the controller)
-plan        host        a member of the run (a rank) is here, with these workers
-gone        host        that member is no longer here
-start       hub         the scheduler listens at this address
-ready       hub         all workers have joined (or as many as the user wants to wait for)
-failed      rank        I cannot take part, and why; the run ends
-signalled   rank        I was sent a signal, which is meant for the client
-beat        scheduler   my event loop runs
-started     scheduler   I listen at this address
-joined      scheduler   this worker has come
-stopping    hub         to the scheduler: the workers are about to leave
-forget      hub         to the scheduler: these workers are lost
-died        host        the scheduler's process, which I have started, has ended in this way
-terminate   hub         to the client: another rank was sent a signal
-done        client      the user's code has left the ``with`` block
-stop        hub         the run is over, end in good order
-end         hub         the run has failed, end at once; the root cause
-timeline    rank        when what happened while I started
-bye         both        I am leaving, and that is as it should be
-ping, pong  rank, hub   is rank 0 still alive
-=========== =========== ==========================================================================
+By TLS a rank knows the coordinator; the coordinator knows a rank by its words alone, since a rank does not have the run's
+private key before the coordinator tells it. A connection begins with both sides proving, by HMAC over the other's random
+challenge, that they know the run's secret, which never crosses the network; a rank that has proved it is told the key.
 
 TCP's own keep-alive finds a peer whose node or network has gone without a word: the kernel answers it, so that user code
 which holds Python's interpreter for minutes does not look dead.
@@ -52,7 +26,7 @@ Message = dict[str, Any]
 
 # Bytes of one message; the largest is a plan of some thousand workers.
 LIMIT = 1 << 22
-# Bytes of the first one, a hello, for which anybody who connects can have the hub wait.
+# Bytes of the first one, a hello, for which anybody who connects can have the coordinator wait.
 _FIRST_LIMIT = 1 << 16
 # Seconds after which a peer that the network no longer reaches counts as lost.
 PEER_TIMEOUT = 15.0
@@ -135,7 +109,7 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
         hello = await _receive_first(reader)
         if hello is None or not _same(hello.pop("proof", ""), _proof(secret, "rank", challenge)):
             raise ProtocolError
-        proof = _proof(secret, "hub", str(hello.pop("challenge", "")))
+        proof = _proof(secret, "coordinator", str(hello.pop("challenge", "")))
         writer.write(encode({"op": "accepted", "proof": proof, "key": key}))
         await writer.drain()
     _keep_alive(writer)
@@ -145,7 +119,7 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
 async def connect(
     host: str, port: int, secret: str, hello: Message, context: ssl.SSLContext | None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-    """Connect to the hub of the run.
+    """Connect to the coordinator of the run.
 
     Returns
     -------
@@ -155,7 +129,7 @@ async def connect(
     Raises
     ------
     ProtocolError
-        If what listens there is not the hub of this run.
+        If what listens there is not the coordinator of this run.
     OSError
         If nothing listens there.
     """
@@ -169,7 +143,7 @@ async def connect(
             proof = _proof(secret, "rank", str(first.get("challenge")))
             writer.write(encode({**hello, "op": "hello", "proof": proof, "challenge": challenge}))
             answer = await receive(reader)
-            if answer is None or not _same(answer.get("proof"), _proof(secret, "hub", challenge)):
+            if answer is None or not _same(answer.get("proof"), _proof(secret, "coordinator", challenge)):
                 raise ProtocolError
         except BaseException:
             writer.close()

@@ -1,0 +1,1 @@
+"""The client: enters and leaves a run, whatever backend the cluster lives on."""

@@ -1,0 +1,1 @@
+"""How Batchlet itself starts ranks, where nobody else has."""

@@ -1,3 +1,0 @@
-"""Who is alive, who has failed, when does the run end: one connection from every rank to the hub on rank 0."""
-
-from __future__ import annotations
