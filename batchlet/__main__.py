@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from .node.attach import may_sit_quickly, read_simply, sit_quickly
+from .node.attach import attach_early, may_attach_early
 
 if __name__ == "__main__":
-    if may_sit_quickly(os.environ, sys.argv[1:]):
-        sit_quickly(os.environ, *read_simply(sys.argv[1:]))
+    if may_attach_early(os.environ, sys.argv[1:]):
+        attach_early(os.environ, sys.argv[1:])
     from .cli import main
 
     sys.exit(main())

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from . import __version__, report
-from .client.session import Run
-from .environments import ProcessInfo, select
+from . import report
+from .client.session import Session
+from .command_line import parse
+from .environments import ProcessInfo, first_process, select
 from .errors import EndError, UsageError
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .rendezvous import FileRendezvous
 from .resources import node_resources, read_host
 from .runner import BatchletRunner
-from .settings import PREFIX, SWITCH_VALUES, Settings
+from .settings import Settings
 
 __all__ = ["main"]
 
-_EPILOG = f"""\
-The script needs no change: Client() without arguments and .compute() use the cluster. It runs once, on rank 1;
-rank 0 is the scheduler, the other ranks host the workers. Without a launcher there is a LocalCluster.
-
-Each option can also be given as a variable: --workers-per-node is {PREFIX}WORKERS_PER_NODE.
-
-examples:
-  srun -n 12 python -m batchlet script.py        one scheduler, one client, ten workers
-  mpirun -n 12 python -m batchlet script.py      the same without Slurm
-  python -m batchlet script.py                   in a batch script: on all its nodes; on a laptop: here
-  python -m batchlet --plan                      what would be started here, and why
-"""
 # Bytes: more than any host has.
 _ANY = 1 << 62
-_FLAGS = ("--plan", "--json", "--help", "-h", "--version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,85 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; the program's own exit code comes as `SystemExit`.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options, program = _split(arguments)
-    parser = _parser()
-    given = vars(parser.parse_args(options))
-    plan, as_json = given.pop("plan"), given.pop("json")
-    keywords = {name: value for name, value in given.items() if value is not None}
-    if plan:
-        return _show_plan(keywords, as_json=as_json)
-    if program is None:
-        parser.error("nothing to run: name a script, give -m module or -c code, or add --plan")
-    return _run(program, keywords)
+    line = parse(sys.argv[1:] if argv is None else argv, os.environ)
+    if line.program is None or line.plan:
+        return _show_plan(line.options, as_json=line.as_json)
+    return _run(line.program, line.options)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that speaks once for all ranks."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if Run.first_process(os.environ):
-            super()._print_message(message, file)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m batchlet",
-        usage="%(prog)s [options] (script.py | -m module | -c code) [arguments]",
-        description="Make one Dask cluster of the processes that srun or mpirun started, and run a script on it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for option in fields(Settings):
-        if option.metadata:
-            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.metadata["switch"] else {}
-            parser.add_argument(
-                _called(option.name),
-                metavar="X",
-                help=option.metadata["help"].replace("%", "%%"),
-                **switch,
-            )
-    parser.add_argument("--plan", action="store_true", help="print what would be started here and why; start nothing")
-    parser.add_argument("--json", action="store_true", help="with --plan: for programs")
-    parser.add_argument("--version", action="version", version=f"batchlet {__version__}")
-    return parser
-
-
-def _split(arguments: list[str]) -> tuple[list[str], Program | None]:
-    """Divide the command line into our options and the program with its arguments, as Python does with its own."""
-    switches = {_called(option.name) for option in fields(Settings) if option.metadata and option.metadata["switch"]}
-    possible = [[value] for value in SWITCH_VALUES]
-    position = 0
-    while position < len(arguments):
-        word = arguments[position]
-        if word in ("-m", "-c"):
-            rest = arguments[position + 1 :]
-            if not rest:
-                return arguments, None
-            return arguments[:position], Program("module" if word == "-m" else "code", rest[0], tuple(rest[1:]))
-        if not word.startswith("-"):
-            return arguments[:position], Program("script", word, tuple(arguments[position + 1 :]))
-        alone = "=" in word or word in _FLAGS
-        if word in switches:
-            # `--timeline script.py` is as good as `--timeline true script.py`.
-            alone = [value.lower() for value in arguments[position + 1 : position + 2]] not in possible
-        position += 1 if alone else 2
-    return arguments, None
-
-
-def _called(option: str) -> str:
-    return "--" + option.replace("_", "-")
-
-
-def _run(program: Program, keywords: dict[str, Any]) -> int:
+def _run(program: Program, keywords: Mapping[str, Any]) -> int:
     try:
         program.prepare()
         runner = BatchletRunner(**keywords)
         try:
             program.check()
         except UsageError as error:
-            runner._run.refuse(error)
+            runner._session.refuse(error)
         with runner, _default_client(runner):
             program.run()
     except (EndError, SystemExit):
@@ -163,11 +85,11 @@ def _default_client(runner: BatchletRunner) -> Iterator[None]:
         tls.set_loaded(None)
 
 
-def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
+def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
     """Print what would be started here: each node tells rank 0 of itself, through its first rank."""
     began = time.monotonic()
-    if Run.active is not None:
-        sys.stdout.write(f"already inside a Batchlet run\n{Run.active.plan}\n")
+    if Session.active is not None:
+        sys.stdout.write(f"already inside a Batchlet run\n{Session.active.plan}\n")
         return 0
     try:
         settings = Settings.resolve(keywords, os.environ)
@@ -198,7 +120,7 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         if info.mode == "slurm" and info.nodes > 1 and not _gather(info, settings, shown, began):
             return 0
     except EndError as error:
-        if Run.first_process(os.environ):
+        if first_process(os.environ):
             report.failure(error)
         return error.exit_code
     parts = [part for rank in sorted(shown) for part in shown[rank]]

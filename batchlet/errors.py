@@ -10,7 +10,8 @@
     │   │   ├── PlanError                more was asked for than the allocation holds
     │   │   ├── NetworkError             the interface or address cannot be used
     │   │   ├── UsageError               the runner was used in a way that cannot work
-    │   │   └── RendezvousError          the directory in which the ranks meet cannot be used
+    │   │   ├── RendezvousError          the directory in which the ranks meet cannot be used
+    │   │   └── RefusedError             another rank has refused the run, and said why
     │   ├── StartTimeoutError       80   the cluster was not complete at the deadline
     │   ├── ClusterLostError        81   the scheduler, or too many workers, died under the client
     │   ├── ClientLostError         82   the client died without a word (what the other ranks see)
@@ -39,6 +40,7 @@ __all__ = [
     "LauncherError",
     "NetworkError",
     "PlanError",
+    "RefusedError",
     "RendezvousError",
     "SettingsError",
     "StartTimeoutError",
@@ -114,6 +116,10 @@ class RendezvousError(InputError):
     """The directory in which the ranks meet cannot be used."""
 
     same_on_every_rank = True
+
+
+class RefusedError(InputError):
+    """The run was over before this process could take part: rank 0 has refused it, and said why."""
 
 
 class StartTimeoutError(BatchletError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .node.attach import may_sit_quickly, sit_quickly
+from .node.attach import attach_early, may_attach_early
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from .client.session import Run
+    from .client.session import Session
     from .plan import Plan
 
 __all__ = ["BatchletRunner"]
@@ -52,24 +52,24 @@ class BatchletRunner:
     def __init__(self, *, asynchronous: bool = False, **options: Any) -> None:
         self._asynchronous = asynchronous
         self._options = options
-        self._made: Run | None = None
-        if not may_sit_quickly(os.environ, options):
+        self._made: Session | None = None
+        if not may_attach_early(os.environ, options):
             self._make()
 
     @property
-    def _run(self) -> Run:
+    def _session(self) -> Session:
         return self._made or self._make()
 
-    def _make(self) -> Run:
-        from .client.session import Run
+    def _make(self) -> Session:
+        from .client.session import Session
 
-        self._made = Run(asynchronous=self._asynchronous, options=self._options)
+        self._made = Session(asynchronous=self._asynchronous, options=self._options)
         return self._made
 
-    def _sit(self) -> None:
+    def _attach(self) -> None:
         """A worker rank waits for the end, if nobody has asked this runner anything before."""
         if self._made is None:
-            sit_quickly(os.environ, self._options)
+            attach_early(os.environ, self._options)
 
     def on_terminate(self, callback: Callable[[int], object]) -> None:
         """Call a function when the run is told to end (SIGTERM from scancel or a time limit, Ctrl-C).
@@ -82,78 +82,78 @@ class BatchletRunner:
         callback : callable
             Takes the signal's number.
         """
-        self._run.on_terminate(callback)
+        self._session.on_terminate(callback)
 
     @property
     def mode(self) -> str:
         """How this process was started: "mpi", "slurm", "allocation" or "local"."""
-        return self._run.mode
+        return self._session.mode
 
     @property
     def role(self) -> str:
         """What this process is: "scheduler", "client", "worker", or "local" for all in one."""
-        return self._run.role
+        return self._session.role
 
     @property
     def run_id(self) -> str:
         """Name of this run, the same on all its ranks."""
-        return self._run.run_id
+        return self._session.run_id
 
     @property
     def plan(self) -> Plan:
         """What this rank and its node do, every figure with its source."""
-        return self._run.plan
+        return self._session.plan
 
     @property
     def n_workers(self) -> int:
         """Workers that had joined when the cluster was ready."""
-        return self._run.n_workers
+        return self._session.started("n_workers").workers
 
     @property
     def scheduler_address(self) -> str:
         """Address of the scheduler, such as ``tls://10.0.0.1:40113``."""
-        return self._run.scheduler_address
+        return self._session.started("scheduler_address").address
 
     @property
     def dashboard_link(self) -> str | None:
         """Address of the dashboard, `None` if there is none."""
-        return self._run.dashboard_link
+        return self._session.dashboard_link
 
     @property
     def security(self) -> Any:
         """Dask's security, with which `Client` connects."""
-        return self._run.security
+        return self._session.started("security").security
 
     @property
     def status(self) -> Any:
         """Dask's status of this cluster; `Client` asks for it."""
-        return self._run.status
+        return self._session.status
 
     def __repr__(self) -> str:
-        return repr(self._run)
+        return repr(self._session)
 
     def __enter__(self) -> BatchletRunner:
-        self._sit()
-        self._run.enter()
+        self._attach()
+        self._session.enter()
         return self
 
     async def __aenter__(self) -> BatchletRunner:
-        self._sit()
-        await self._run.enter_async()
+        self._attach()
+        await self._session.enter_async()
         return self
 
     def __await__(self) -> Generator[Any, None, BatchletRunner]:
         """Do nothing: `Client` awaits the cluster that it is given."""
-        self._run.must_run("await")
+        self._session.started("await")
         return self
         yield
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._run.leave(error)
+        self._session.leave(error)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._run.leave_async(error)
+        await self._session.leave_async(error)

@@ -1,4 +1,4 @@
-"""The process of the scheduler where the host of rank 0's node has forked it; see `batchlet.node.scheduler_request`."""
+"""The process of the scheduler where the agent of rank 0's node has forked it; see `batchlet.node.scheduler_request`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .. import timeline
 from ..control.connection import Connection
 from ..control.signals import handled
 from ..errors import EndError
-from ..node.bootstrap import SchedulerOrders, unpack
+from ..node.inputs import unpack_options
+from ..node.rank import Rank, connect
+from ..node.resolve import resolve
+from ..rendezvous.base import CoordinatorRecord
 from ..plan import SCHEDULER
 from ..security import dashboard_token
-from ..versions import versions
 from . import processes, scheduler
 from .tls import security_for
 from .workers import forget_scratch, remove_scratch, scratch, scratch_directories
 
 __all__ = ["can_start", "main", "start"]
 
-# Seconds by which patience here exceeds rank 0's.
-_PATIENCE = 5.0
 # Seconds that the event loop has to come back once nobody waits for it any more.
 _AT_ONCE = 2.0
 # At most 15 bytes.
@@ -44,13 +44,13 @@ def can_start() -> bool:
     return bool(get_mp_context().get_start_method() == "forkserver")
 
 
-def start(orders: bytes, connection: socket.socket) -> Any:
-    """Start the process; in the host.
+def start(words: Mapping[str, Any], connection: socket.socket) -> Any:
+    """Start the process; in the agent.
 
     Parameters
     ----------
-    orders : bytes
-        A packed `SchedulerOrders`.
+    words : mapping
+        What rank 0 has said; see `batchlet.node.scheduler_request`.
     connection : socket
         To rank 0. The process gets a copy.
 
@@ -60,26 +60,26 @@ def start(orders: bytes, connection: socket.socket) -> Any:
         The process.
     """
     process = get_mp_context().Process(
-        target=main, args=(orders, connection), name=processes.SCHEDULER_PROCESS, daemon=False
+        target=main, args=(dict(words), connection), name=processes.SCHEDULER_PROCESS, daemon=False
     )
     process.start()
     return process
 
 
-def main(words: bytes, connection: socket.socket) -> NoReturn:
+def main(words: Mapping[str, Any], connection: socket.socket) -> NoReturn:
     """Be the scheduler until the run is over, or rank 0 is gone."""
-    # Its own group: the host ends that of its fork server when it ends itself.
+    # Its own group: the agent ends that of its fork server when it ends itself.
     os.setsid()
     code = 1
     try:
         processes.close_files({connection.fileno()})
         _forget_tracker()
         connection.setblocking(True)
-        orders = unpack(words)
-        assert isinstance(orders, SchedulerOrders)
-        _move(orders)
+        _move(words)
         connection.sendall(b"started %d\n" % os.getpid())
-        code = _SchedulerHost(orders, connection).run()
+        orders = words["scheduler"]
+        rank = resolve(orders, words["environ"])
+        code = _SchedulerHost(rank, CoordinatorRecord(**orders["record"]), orders["host"], connection).run()
     except EndError as error:
         code = error.exit_code
     except Exception as error:  # noqa: BLE001
@@ -99,61 +99,53 @@ def _forget_tracker() -> None:
         tracker._fd = tracker._pid = None
 
 
-def _move(orders: SchedulerOrders) -> None:
-    """Be at home in rank 0 rather than in the rank that has started the host."""
+def _move(words: Mapping[str, Any]) -> None:
+    """Be at home in rank 0 rather than in the rank that has started the agent."""
     timeline.forget()
     with contextlib.suppress(OSError):
         # For `top` and `ps`; it would be called "python", as everything here.
         Path("/proc/self/comm").write_text(_NAME, encoding="utf-8")
-    for name in [name for name in os.environ if name not in orders.environ]:
+    environ, orders = words["environ"], words["scheduler"]
+    for name in [name for name in os.environ if name not in environ]:
         del os.environ[name]
-    os.environ.update(orders.environ)
-    sys.path[:] = orders.sys_path
-    if orders.cpus:
+    os.environ.update(environ)
+    sys.path[:], sys.argv[:] = orders["sys_path"], orders["argv"]
+    if words["cpus"]:
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, orders.cpus)
+            os.sched_setaffinity(0, words["cpus"])
     forget_scratch()
     dask.config.refresh()
-    if orders.dask_config is not None:
-        dask.config.update(dask.config.config, orders.dask_config)
+    _, config = unpack_options(orders)
+    if config is not None:
+        dask.config.update(dask.config.config, config)
 
 
 class _SchedulerHost:
     """The scheduler at work."""
 
-    def __init__(self, orders: SchedulerOrders, connection: socket.socket) -> None:
-        self._orders = orders
+    def __init__(self, rank: Rank, record: CoordinatorRecord, host: str, connection: socket.socket) -> None:
+        self._rank = rank
+        self._record = record
+        self._host = host
         self._socket = connection
         self._over = threading.Event()
         self._stop: Callable[[], object] | None = None
 
     def run(self) -> int:
-        orders = self._orders
         threading.Thread(target=self._watch_rank_0, name="batchlet-rank-0", daemon=True).start()
-        info, settings, record = orders.info, orders.settings, orders.record
-        connection = Connection(
-            record,
-            {
-                "name": "scheduler",
-                "role": SCHEDULER,
-                "node": info.node,
-                "local_ranks": [],
-                "brings": [],
-                "versions": versions(),
-            },
-            orders.until + _PATIENCE,
-            settings.scheduler_timeout,
-        )
+        rank, settings, record = self._rank, self._rank.settings, self._record
+        connection = connect(rank, record, name="scheduler", role=SCHEDULER)
         coordinator = _RemoteCoordinator(connection, self._end)
         connection.listen(coordinator.hear)
         token = dashboard_token(record.secret) if record.certificate else None
-        options = scheduler.options(
-            settings, orders.host, security_for(settings.security, connection.credentials), token
-        )
-        with handled(coordinator.signalled), scratch(settings, os.environ, info.run_id):
+        security = security_for(settings.security, connection.credentials)
+        options = scheduler.options(settings, self._host, security, token)
+        with handled(coordinator.signalled), scratch(settings, os.environ, rank.info.run_id):
             # If rank 0 has to kill this process, it tidies up.
             self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
-            asyncio.run(scheduler.serve(coordinator, options, token, settings, orders.workers, self._set_stop))
+            asyncio.run(
+                scheduler.serve(coordinator, options, token, settings, rank.workers_expected, self._set_stop)
+            )
         connection.close()
         return connection.exit_code
 
@@ -168,7 +160,7 @@ class _SchedulerHost:
         if self._stop is not None:
             with contextlib.suppress(RuntimeError):
                 self._stop()
-        limit = threading.Timer(_AT_ONCE if at_once else self._orders.settings.stop_timeout + _AT_ONCE, self._end_hard)
+        limit = threading.Timer(_AT_ONCE if at_once else self._rank.settings.stop_timeout + _AT_ONCE, self._end_hard)
         limit.daemon = True
         limit.start()
 

@@ -9,7 +9,7 @@ from .local import Local
 from .mpi import Mpi, is_first
 from .slurm import SlurmAllocation, SlurmStep
 
-__all__ = ["ENVIRONMENTS", "Environment", "Figure", "Grant", "ProcessInfo", "is_first", "select"]
+__all__ = ["ENVIRONMENTS", "Environment", "Figure", "Grant", "ProcessInfo", "first_process", "is_first", "select"]
 
 ENVIRONMENTS: tuple[Environment, ...] = (Mpi(), SlurmStep(), SlurmAllocation(), Local())
 
@@ -38,3 +38,13 @@ def select(mode: str, environ: Mapping[str, str]) -> tuple[Environment, str]:
                 return environment, reason
     msg = f"no environment is called {mode!r}"  # Settings lets no other name through
     raise AssertionError(msg)
+
+
+def first_process(environ: Mapping[str, str]) -> bool:
+    """Whether this process is the one that prints what all of them would, before its rank is known for sure."""
+    first = is_first(environ)
+    if first is not None:
+        return first
+    # The first process of the first node speaks.
+    local_id, node_id = environ.get("SLURM_LOCALID", "0"), environ.get("SLURM_NODEID", "0")
+    return "SLURM_STEP_ID" not in environ or (local_id == "0" and node_id == "0")

@@ -1,4 +1,4 @@
-"""The host of a node's workers: one process that imports Dask once, for the workers of all the ranks that take a seat here.
+"""The agent of a node: one process that imports Dask once, and hosts the workers of all the ranks that attach to it.
 
 It belongs to no rank: it goes on while any of them is there. A rank that dies costs its own workers, and no others.
 """
@@ -7,97 +7,79 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import marshal
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import open_files, report, timeline
 from ..control.connection import Connection
 from ..control.signals import handled
-from ..environments.base import Figure
-from ..errors import EndError
-from ..network import reachable_host
-from ..plan import WORKER, WorkerPlan, make_plan
+from ..dask_import import quicker_import
+from ..errors import EndError, RefusedError
+from ..plan import WORKER
 from ..rendezvous.base import CoordinatorRecord, Rendezvous
 from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
-from ..resources import HostFacts, cgroup_memory, node_resources, read_host
-from ..versions import versions
-from . import attach
-from .bootstrap import HostOrders
-from .rank import importing, participant, unexpected
+from ..resources import cgroup_memory, read_host
+from . import attach, inputs
+from .local_ranks import LocalRank, SharingRules, plan_of
+from .rank import PATIENCE, Rank, connect, report_failure, unexpected
 
-__all__ = ["host"]
+__all__ = ["run_agent"]
 
-# Seconds by which patience here exceeds rank 0's, which knows who is missing and speaks first.
-_PATIENCE = 5.0
-# Seconds within which the rank that has started the host connects.
+# Seconds within which the rank that has started the agent connects.
 _FIRST = 10.0
-# Variables that say which GPUs a process may see. Where ranks differ in them, each one's workers live in processes of its own.
-_GPUS = (
-    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
-    "ZE_AFFINITY_MASK", "SLURM_STEP_GPUS",
-)  # fmt: skip
-# Variables that decide which code a process loads.
-_LOADING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
-# Slurm may keep a task's GPUs from all other tasks by its cgroup, whatever the variables say.
-_GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+_PAUSE = 0.05
 
 
-@dataclass(eq=False)
-class LocalRank:
-    """A rank that has taken a seat."""
-
-    rank: int
-    participant: str
-    environ: Mapping[str, str]
-    cpus: tuple[int, ...]
-    writer: asyncio.StreamWriter
-    nannies: list[Any] = field(default_factory=list)
-    gone: bool = False
-
-    def send(self, line: str) -> None:
-        with contextlib.suppress(RuntimeError, OSError):
-            self.writer.write(f"{line}\n".encode())
-
-
-def host(orders: HostOrders, began: float) -> int:
-    """Agent workers until the run is over, or no rank is left here.
+def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
+    """Host workers until the run is over, or no rank is left here.
 
     Parameters
     ----------
-    orders : HostOrders
-        What to do.
-    began : float
-        When the run began, in seconds of `time.monotonic`.
+    rank : Rank
+        The rank that has started the agent.
+    orders : mapping
+        As `batchlet.node.inputs.for_agent` has made them.
 
     Returns
     -------
     int
         The exit code.
+
+    Raises
+    ------
+    EndError
+        If the ranks cannot meet as planned. Rank 0 says so.
     """
-    if orders.dask_config is not None:
+    told: list[CoordinatorRecord] = []
+    rendezvous: Rendezvous = PipeRendezvous(lambda: told[0] if told else None)
+    if not orders["told"]:
+        rendezvous = FileRendezvous(rank.settings.rendezvous_dir, rank.info.run_id, rank.info.node)
+        rendezvous.check()
+    _, config = inputs.unpack_options(orders)
+    if config is not None:
         import dask.config
 
-        dask.config.update(dask.config.config, orders.dask_config)
+        dask.config.update(dask.config.config, config)
     with contextlib.ExitStack() as stack:
         problem: EndError | None = None
         directory = ""
+        seen: CoordinatorRecord | None = None
         try:
-            info, each = orders.info, orders.settings.workers_per_node or 0
-            local, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
+            info, total = rank.info, rank.workers_expected
+            local = max(len(info.local_ranks), rank.settings.workers_per_node or 0)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
             open_files.make_room(local, total)
-            with importing():
-                from ..dask_backend import fork_server, processes, tls, workers
-
-            directory = stack.enter_context(workers.scratch(orders.settings, os.environ, orders.info.run_id))
+            with _looking_out(rendezvous) as look:
+                with quicker_import():
+                    from ..dask_backend import fork_server, processes, tls, workers
+                seen = look()
+            directory = stack.enter_context(workers.scratch(rank.settings, os.environ, info.run_id))
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
@@ -106,10 +88,40 @@ def host(orders: HostOrders, began: float) -> int:
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
-            problem = unexpected(error, f"the host of the workers on node {orders.info.node}")
-        this = _Agent(orders, began, directory, problem)
-        with handled(lambda number, _: this.signalled(number)):
-            return asyncio.run(this.run())
+            problem = unexpected(error, f"the host of the workers on node {rank.info.node}")
+        agent = _Agent(rank, orders, rendezvous, told, directory, seen, problem)
+        with handled(lambda number, _: agent.signalled(number)):
+            return asyncio.run(agent.run())
+
+
+@contextlib.contextmanager
+def _looking_out(rendezvous: Rendezvous) -> Any:
+    """Look out for the coordinator's record meanwhile; gives a function that ends this and tells what was seen.
+
+    A record that was there and is gone says that the run is over, however long the import takes. There is no thread any more
+    when the function has returned, since this process is about to fork.
+    """
+    found: list[CoordinatorRecord] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not found and not over.wait(_PAUSE):
+            record = rendezvous.latest()
+            if record is not None:
+                found.append(record)
+
+    thread = threading.Thread(target=look, name="batchlet-look-out", daemon=True)
+    thread.start()
+
+    def end() -> CoordinatorRecord | None:
+        over.set()
+        thread.join()
+        return found[0] if found else None
+
+    try:
+        yield end
+    finally:
+        end()
 
 
 def _ending(code: int) -> str:
@@ -124,24 +136,29 @@ def _ending(code: int) -> str:
 
 
 class _Agent:
-    """The host at work, in one event loop."""
+    """The agent at work, in one event loop."""
 
-    def __init__(self, orders: HostOrders, began: float, directory: str, problem: EndError | None) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        orders: Mapping[str, Any],
+        rendezvous: Rendezvous,
+        told: list[CoordinatorRecord],
+        directory: str,
+        seen: CoordinatorRecord | None,
+        problem: EndError | None,
+    ) -> None:
+        self._rank = rank
         self._orders = orders
+        self._rendezvous = rendezvous
+        self._told = told
         self._directory = directory
-        self._settings = orders.settings
-        self._deadline = began + orders.settings.start_timeout
+        self._seen = seen
         self._problem = problem
-        self._facts = attach.facts()
-        self._cgroup_memory = cgroup_memory()
-        self._host_facts: HostFacts = read_host()
-        self._controller_memory: Mapping[str, Any] = {}
+        self._rules = SharingRules(cgroup_memory())
+        self._host_facts = read_host()
+        self._facts: Mapping[str, Any] = {}
         self._address = ""
-        self._record: CoordinatorRecord | None = None
-        self._rendezvous: Rendezvous = PipeRendezvous(lambda: self._record)
-        if orders.by_file:
-            info, where = orders.info, orders.settings.rendezvous_dir
-            self._rendezvous = FileRendezvous(where, info.run_id, info.node, told=lambda: self._record)
         self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
         self._local_ranks: dict[str, LocalRank] = {}
@@ -149,18 +166,18 @@ class _Agent:
         self._connections = 0
 
     async def run(self) -> int:
-        """Let ranks sit down, start their workers, wait for the end."""
+        """Let ranks attach, start their workers, wait for the end."""
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._started: asyncio.Future[str] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        ours = socket.socket(fileno=self._orders.socket)
+        ours = socket.socket(fileno=self._orders["socket"])
         server: asyncio.AbstractServer | None = None
-        if self._orders.listen:
-            server = await asyncio.start_unix_server(self._sit, sock=ours, backlog=4096)
+        if self._orders["listens"]:
+            server = await asyncio.start_unix_server(self._attend, sock=ours, backlog=4096)
         else:
-            self._background(self._sit(*await asyncio.open_unix_connection(sock=ours)))
+            self._background(self._attend(*await asyncio.open_unix_connection(sock=ours)))
         self._loop.call_later(_FIRST, self._check_empty)
         joined = self._loop.run_in_executor(None, self._join)
         waits: list[asyncio.Future[Any]] = [joined, asyncio.ensure_future(self._over.wait())]
@@ -174,7 +191,7 @@ class _Agent:
         problem = joined.result()
         for local_rank in self._everyone:
             if local_rank.gone and self._connection is not None:
-                self._connection.send("gone", participant=local_rank.participant)
+                self._connection.send("gone", participant=local_rank.name)
         if problem is None:
             await self._serve()
         else:
@@ -186,7 +203,7 @@ class _Agent:
 
     def signalled(self, number: int, by: str | None = None) -> None:
         """Pass a signal that this process or a rank here got on to rank 0, which tells the client."""
-        by = by or participant(self._orders.info)
+        by = by or self._rank.participant
         if self._connection is None:
             self._signals.append((number, by))
         else:
@@ -194,41 +211,54 @@ class _Agent:
 
     # Ranks
 
-    async def _sit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk with a rank for as long as it is there."""
         self._connections += 1
         local_rank: LocalRank | None = None
         try:
-            if not attach.peer_is_ours(writer.get_extra_info("socket")):
+            if attach.user_of_peer(writer.get_extra_info("socket")) != os.geteuid():
                 return
-            hello = marshal.loads(await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big")))  # noqa: S302
-            if "scheduler" in hello:
-                await self._host_scheduler(hello, writer)
+            size = int.from_bytes(await reader.readexactly(inputs.LENGTH), "big")
+            words = inputs.decode(await reader.readexactly(size))
+            if "scheduler" in words:
+                await self._host_scheduler(words, writer)
                 return
-            if hello["rank"] != self._orders.info.rank and not self._may_share(hello):
+            local_rank = self._accept(words, writer)
+            if local_rank is None:
                 writer.write(b"own\n")
                 return
-            local_rank = LocalRank(
-                int(hello["rank"]), str(hello["participant"]), hello["environ"], tuple(hello["cpus"]), writer
-            )
-            self._local_ranks[local_rank.participant] = local_rank
-            self._everyone.append(local_rank)
-            timeline.mark("last rank came")
-            self._widen(local_rank.cpus)
-            if hello.get("record"):
-                self._record = self._record or CoordinatorRecord(**hello["record"])
-            self._background(self._start_workers(local_rank))
             while line := await reader.readline():
-                self.signalled(int(line.split()[1]), local_rank.participant)
+                self.signalled(int(line.split()[1]), local_rank.name)
         except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             # Not raised on: asyncio would print the end of a task that we end ourselves.
             pass
         finally:
             if local_rank is not None:
-                self._stand_up(local_rank)
+                self._lose(local_rank)
             else:
                 writer.close()
             self._connections -= 1
             self._check_empty()
+
+    def _accept(self, words: Mapping[str, Any], writer: asyncio.StreamWriter) -> LocalRank | None:
+        """Accept a rank, or give `None` if its workers cannot live here."""
+        mine, environ = self._rank, words["environ"]
+        try:
+            rank = Rank.identify(mine.settings, environ, mine.began, layout=words["layout"])
+        except EndError:
+            # The agent of its own that it gets will say so.
+            return None
+        if rank.info.rank != mine.info.rank and not self._rules.may_host_workers_of(words):
+            return None
+        local_rank = LocalRank(rank, tuple(words["cpus"]), writer)
+        self._local_ranks[local_rank.name] = local_rank
+        self._everyone.append(local_rank)
+        timeline.mark("last rank came")
+        self._widen(local_rank.cpus)
+        if words["record"]:
+            self._told.append(CoordinatorRecord(**words["record"]))
+        self._background(self._start_workers(local_rank))
+        return local_rank
 
     def _widen(self, cpus: tuple[int, ...]) -> None:
         """Run wherever any of the ranks may run: this process serves them all."""
@@ -236,35 +266,16 @@ class _Agent:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, os.sched_getaffinity(0) | set(cpus))
 
-    def _may_come_from_here(self, hello: Mapping[str, Any]) -> bool:
-        """Whether processes of a rank may be forked here."""
-        limit, environ = self._cgroup_memory, hello["environ"]
-        return (
-            hello["python"] == self._facts["python"]
-            and hello["cgroups"] == self._facts["cgroups"]
-            and not (limit is not None and "/task_" in limit.source)
-            and all(environ.get(name) == os.environ.get(name) for name in _LOADING)
-        )
-
-    def _may_share(self, hello: Mapping[str, Any]) -> bool:
-        """Whether a rank's workers may live here as well."""
-        environ = hello["environ"]
-        return (
-            self._may_come_from_here(hello)
-            and all(environ.get(name) == os.environ.get(name) for name in _GPUS)
-            and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
-        )
-
-    async def _host_scheduler(self, hello: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _host_scheduler(self, words: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """Start the scheduler for rank 0, if it can be forked here; the process answers."""
         from ..dask_backend import scheduler_process
 
         await asyncio.shield(self._connected)
-        if not scheduler_process.can_start() or not self._may_come_from_here(hello):
+        if not scheduler_process.can_start() or not self._rules.may_fork_for(words):
             writer.write(b"own\n")
             return
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as connection:
-            process = scheduler_process.start(hello["scheduler"], connection)
+            process = scheduler_process.start(words, connection)
         coordinator = self._connection
         assert coordinator is not None
 
@@ -275,14 +286,14 @@ class _Agent:
 
         self._loop.add_reader(process.sentinel, tell)
 
-    def _stand_up(self, local_rank: LocalRank) -> None:
+    def _lose(self, local_rank: LocalRank) -> None:
         """A rank is gone, and takes its workers with it."""
         local_rank.gone = True
         if self._over.is_set():
             return
-        self._local_ranks.pop(local_rank.participant, None)
+        self._local_ranks.pop(local_rank.name, None)
         if self._connection is not None:
-            self._connection.send("gone", participant=local_rank.participant)
+            self._connection.send("gone", participant=local_rank.name)
         if local_rank.nannies:
             from ..dask_backend import workers
 
@@ -296,33 +307,35 @@ class _Agent:
 
     def _join(self) -> EndError | None:
         """Find rank 0 and learn what it knows; in a thread. Gives the reason if that is not possible."""
-        info, settings = self._orders.info, self._settings
-        rendezvous = self._rendezvous
+        rank = self._rank
+        until = rank.deadline + PATIENCE
         try:
-            self._connection = connection = Connection(
-                rendezvous.wait(self._deadline + _PATIENCE),
-                {
-                    "name": f"host-{info.rank}",
-                    "role": WORKER,
-                    "node": info.node,
-                    "local_ranks": list(info.local_ranks),
-                    "brings": [participant(info)],
-                    "versions": versions(),
-                },
-                self._deadline + _PATIENCE,
-                settings.scheduler_timeout,
-                rendezvous.latest,
+            record = self._seen or self._rendezvous.wait(until)
+            self._connection = connection = connect(
+                rank,
+                record,
+                name=f"agent-{rank.info.rank}",
+                role=WORKER,
+                brings=[rank.participant],
+                latest=self._latest,
             )
             if self._problem is not None:
                 raise self._problem
             for number, by in self._signals:
                 connection.send("signalled", number=number, participant=by)
             timeline.mark("rank 0 found")
-            self._controller_memory = connection.wait("welcome", self._deadline + _PATIENCE)["facts"]
-            self._address = reachable_host(info.node, info.nodes, settings.interface)
+            self._facts = connection.wait("welcome", until)["facts"]
+            self._address = rank.reachable_host()
         except EndError as error:
             return error
         return None
+
+    def _latest(self) -> CoordinatorRecord | None:
+        """Look for a newer record; one that was there before is gone when the run is over."""
+        record = self._rendezvous.latest()
+        if record is None and self._seen is not None:
+            raise RefusedError("The run was over before this node could take part; the output of rank 0 says why.")
+        return record
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         """Do what rank 0 says; in the connection's thread."""
@@ -339,11 +352,12 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, processes, workers
+        from ..dask_backend import fork_server, processes, tls, workers
 
         assert self._connection is not None
         processes.configure_logging()
-        self._place = workers.Site(self._address, self._directory, self._security())
+        security = tls.security_for(self._rank.settings.security, self._connection.credentials)
+        self._site = workers.Site(self._address, self._directory, security)
         fork_server.give(self._connection.credentials)
         self._connected.set_result(None)
         self._connection.listen(self._hear)
@@ -353,31 +367,25 @@ class _Agent:
         await self._close()
         processes.end_helpers()
 
-    def _security(self) -> Any:
-        from ..dask_backend.tls import security_for
-
-        assert self._connection is not None
-        return security_for(self._settings.security, self._connection.credentials)
-
     async def _start_workers(self, local_rank: LocalRank) -> None:
         """Start the workers of a rank."""
         from ..dask_backend import processes, workers
 
         await asyncio.shield(self._connected)
-        connection = self._connection
+        connection, settings = self._connection, self._rank.settings
         assert connection is not None
-        local_rank.send("seated")
-        plans = self._plan(local_rank)
-        if isinstance(plans, EndError):
-            connection.send("failed", kind=type(plans).__name__, message=str(plans))
+        local_rank.send("accepted")
+        try:
+            # An agent that listens has the workers of all ranks here.
+            plans = plan_of(local_rank, self._facts, self._host_facts, shared=self._orders["listens"])
+        except EndError as error:
+            report_failure(connection, error)
             return
-        connection.send(
-            "plan", participant=local_rank.participant, workers=[[w.name, w.threads, w.memory] for w in plans]
-        )
+        connection.send("plan", participant=local_rank.name, workers=[[w.name, w.threads, w.memory] for w in plans])
         address = await asyncio.shield(self._started)
         try:
-            rank = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
-            specs = [workers.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
+            context = workers.RankContext(local_rank.rank.environ, local_rank.cpus, self._rules.cpus)
+            specs = [workers.nanny_spec(plan, settings, self._site, context) for plan in plans]
             await asyncio.gather(
                 *(
                     workers.start(cls, options, address, local_rank.nannies, lambda: connection.has("ready"))
@@ -386,29 +394,16 @@ class _Agent:
             )
             workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
-            connection.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
+            connection.send("timeline", who=f"workers of node {self._rank.info.node}", marks=timeline.marks())
             processes.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
             if not local_rank.gone and not self._over.is_set():
                 failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
-                connection.send("failed", kind=type(failure).__name__, message=str(failure))
+                report_failure(connection, failure)
 
-    def _plan(self, local_rank: LocalRank) -> tuple[WorkerPlan, ...] | EndError:
-        """What the rank itself would plan, with what rank 0 knows besides."""
-        controller_memory = self._controller_memory.get(self._orders.info.node)
-        facts = replace(self._host_facts, affinity=len(local_rank.cpus) or self._host_facts.affinity)
-        info = replace(self._orders.info, rank=local_rank.rank)
-        try:
-            grant = self._orders.environment.grant(local_rank.environ)
-            figure = Figure(int(controller_memory[0]), str(controller_memory[1])) if controller_memory else None
-            plan = make_plan(info, node_resources(grant, facts, figure), self._settings)
-            # A host that listens has the workers of all ranks here.
-            open_files.for_workers(len(plan.workers if self._orders.listen else plan.hosted), info.node)
-            return plan.hosted
-        except EndError as error:
-            return error
+    # The end
 
     def _end_in_time(self) -> None:
         """See that this process ends, whatever holds it up: a rank of the node waits for that."""
@@ -422,7 +417,7 @@ class _Agent:
                 workers.remove_scratch()
             os._exit(code)
 
-        timeout = self._settings.stop_timeout
+        timeout = self._rank.settings.stop_timeout
         for limit in (threading.Timer(2 * timeout, tidy_up), threading.Timer(3 * timeout, os._exit, [code])):
             limit.daemon = True
             limit.start()
@@ -436,26 +431,26 @@ class _Agent:
 
         assert self._connection is not None
         code = self._connection.exit_code
-        ours = self._orders.info.rank
-        for name in sorted(self._local_ranks, key=lambda name: self._local_ranks[name].rank != ours)[1:]:
+        ours = self._rank.info.rank
+        for name in sorted(self._local_ranks, key=lambda name: self._local_ranks[name].rank.info.rank != ours)[1:]:
             self._local_ranks.pop(name).send(f"end {code}")
         for task in self._tasks:
             task.cancel()
         nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
-        await workers.close(nannies, self._settings.stop_timeout if self._connection.end is None else 0.0)
+        await workers.close(nannies, self._rank.settings.stop_timeout if self._connection.end is None else 0.0)
         for local_rank in self._everyone:
             local_rank.nannies.clear()
 
     def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""
-        connection = self._connection
+        connection, info = self._connection, self._rank.info
         if problem is not None and connection is not None and connection.end is None:
-            connection.send("failed", kind=type(problem).__name__, message=str(problem))
-            connection.wait_end(_PATIENCE)
-        info = self._orders.info
-        if problem is not None and connection is None and info.client_rank not in info.local_ranks:
+            report_failure(connection, problem)
+            connection.wait_end(PATIENCE)
+        silent = info.client_rank in info.local_ranks or isinstance(problem, RefusedError)
+        if problem is not None and connection is None and not silent:
             # Nobody else on this node says so.
-            report.failure(problem, time.monotonic() - self._deadline + self._settings.start_timeout)
+            report.failure(problem, time.monotonic() - self._rank.began)
         code = connection.exit_code if connection is not None else problem.exit_code if problem is not None else 0
         for local_rank in self._local_ranks.values():
             local_rank.send(f"last {code}")

@@ -1,262 +1,92 @@
-"""Orders for the processes that Batchlet itself starts, and the pipe through which they get them.
+"""The processes that Batchlet itself starts: the agent of a node, and the ranks of a step in an allocation.
 
-Three kinds: the host of a node's workers, the scheduler, and the ranks of a step in an allocation. The orders come through a
-pipe or a socket, not on the command line, since everybody on the machine can read command lines. The pipe to the ranks of a
-step stays open for as long as the starter lives; when it ends, whatever ended it, the process that reads from it ends too.
+Each reads its orders from standard input (`batchlet.node.wait.START` does that, before anything of ours is imported), not from the
+command line, since everybody on the machine can read command lines. What the orders mean is found out here: settings, identity.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import subprocess
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, BinaryIO
 
-from ..environments import Environment, ProcessInfo, select
+from ..errors import EndError
 from ..rendezvous.base import CoordinatorRecord
-from ..rendezvous.file import FileRendezvous
-from ..settings import Settings
-from .wait import AGENT_ENVIRONMENT, LISTENER, read_orders
+from ..rendezvous.pipe import PipeRendezvous
+from . import inputs
+from .agent import run_agent
+from .rank_roles import take_part
+from .resolve import resolve
+from .wait import AGENT
 
-__all__ = [
-    "HostOrders",
-    "SchedulerOrders",
-    "StepOrders",
-    "command",
-    "dask_config",
-    "pack",
-    "quick_orders",
-    "receive",
-    "send",
-    "start_host",
-    "unpack",
-]
+__all__ = ["main"]
 
-_LENGTH = 8
+# Seconds that a rank of a step has to end in good order once its starter is gone.
+_GRACE = 10.0
 
 
-@dataclass(frozen=True)
-class HostOrders:
-    """Orders for the host of a node's workers.
+def main(kind: str, orders: Mapping[str, Any], stream: BinaryIO) -> int:
+    """Do as ordered.
 
     Parameters
     ----------
-    settings : Settings
-        What the user asked for.
-    sys_path : tuple of str
-        Where the user's modules are.
-    patience : float
-        Seconds left until all workers must have joined.
-    info : ProcessInfo
-        The rank that starts the host.
-    environment : Environment
-        How that rank was started.
-    socket : int
-        File descriptor of the socket to talk with ranks.
-    listen : bool
-        Whether that socket is listened on, for all the ranks of the node, or connected with one rank.
-    by_file : bool
-        Whether rank 0 publishes where it is in a file; otherwise the ranks tell.
-    dask_config : mapping, optional
-        Configuration of Dask in the rank, which may have set some of it in its script.
+    kind : str
+        What kind of process this is.
+    orders : mapping
+        As `batchlet.node.inputs.for_agent` has made them.
+    stream : file
+        Where they came from; a rank of a step reads on there.
+
+    Returns
+    -------
+    int
+        The exit code.
     """
-
-    settings: Settings
-    sys_path: tuple[str, ...]
-    patience: float
-    info: ProcessInfo
-    environment: Environment
-    socket: int
-    listen: bool
-    by_file: bool
-    dask_config: Mapping[str, Any] | None
+    sys.argv[:] = orders["argv"]
+    try:
+        return _be_the_agent(orders) if kind == AGENT else _be_a_rank(orders, stream)
+    except EndError as error:
+        # Rank 0 has printed it, or the starter will miss us.
+        return error.exit_code
 
 
-@dataclass(frozen=True)
-class SchedulerOrders:
-    """Orders for the scheduler, where the host of rank 0's node starts it.
-
-    Parameters
-    ----------
-    settings : Settings
-        What the user asked for.
-    environ : mapping of str to str
-        Rank 0's environment.
-    sys_path : tuple of str
-        Where the user's modules are.
-    cpus : tuple of int
-        The CPUs that rank 0 is bound to.
-    info : ProcessInfo
-        Rank 0.
-    record : CoordinatorRecord
-        Where rank 0's coordinator is.
-    host : str
-        Address for the scheduler to listen on.
-    workers : int
-        About how many will come.
-    until : float
-        When all workers must have joined, in seconds of `time.monotonic`.
-    dask_config : mapping, optional
-        Configuration of Dask in rank 0, which may have set some of it in its script.
-    """
-
-    settings: Settings
-    environ: Mapping[str, str]
-    sys_path: tuple[str, ...]
-    cpus: tuple[int, ...]
-    info: ProcessInfo
-    record: CoordinatorRecord
-    host: str
-    workers: int
-    until: float
-    dask_config: Mapping[str, Any] | None
+def _be_the_agent(orders: Mapping[str, Any]) -> int:
+    # A shell has its background processes ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    os.setsid()
+    rank = resolve(orders, os.environ)
+    code = run_agent(rank, orders)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking the interpreter apart, with all that Dask has imported, takes a tenth of a second.
+    os._exit(code)
 
 
-@dataclass(frozen=True)
-class StepOrders:
-    """Orders for a rank of a step that Batchlet starts in an allocation.
-
-    Parameters
-    ----------
-    settings : Settings
-        What the user asked for.
-    environ : mapping of str to str
-        Launcher's variables to go by, beside those of the rank's own environment.
-    sys_path : tuple of str
-        Where the user's modules are.
-    patience : float
-        Seconds left until all workers must have joined.
-    client_node : str, optional
-        The node of the client; `None` where that is not in the allocation.
-    """
-
-    settings: Settings
-    environ: Mapping[str, str]
-    sys_path: tuple[str, ...]
-    patience: float
-    client_node: str | None
+def _be_a_rank(orders: Mapping[str, Any], stream: BinaryIO) -> int:
+    """Be a rank of a step, for as long as its starter lives: the pipe from there ends with it, whatever ends it."""
+    inbox = _Inbox(stream)
+    rank = resolve(orders, os.environ, from_elsewhere=True)
+    options, _ = inputs.unpack_options(orders)
+    return take_part(rank, options, PipeRendezvous(lambda: inbox.record))
 
 
-def command() -> list[str]:
-    """Command line of a participant."""
-    return [sys.executable, "-m", "batchlet.node"]
+class _Inbox:
+    """Standard input, read in a thread: the coordinator's record, and at last the end of the starter."""
 
+    def __init__(self, stream: BinaryIO) -> None:
+        self.record: CoordinatorRecord | None = None
+        self._stream = stream
+        threading.Thread(target=self._read, name="batchlet-inbox", daemon=True).start()
 
-def dask_config() -> Mapping[str, Any] | None:
-    """Give the configuration of Dask in this process, if it has imported Dask: the script may have set some of it."""
-    module = sys.modules.get("dask.config")
-    return None if module is None else dict(module.config)
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value means the same to every process, whatever the user's script defines."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, (str, int, float, bool))
-
-
-def pack(content: object) -> bytes:
-    """Write orders down; what the user's script defines travels by value."""
-    settings = getattr(content, "settings", None)
-    given = [settings.worker_class, settings.worker_options, settings.scheduler_options] if settings is not None else ()
-    config = getattr(content, "dask_config", None)
-    if all(map(_is_plain, given)) and _is_plain(config):
-        return pickle.dumps(content)
-    # Takes 35 ms to import.
-    import cloudpickle
-
-    return bytes(cloudpickle.dumps(content))
-
-
-def send(pipe: IO[bytes], content: object) -> None:
-    """Send something to a participant: its length, then its pickle."""
-    data = pack(content)
-    pipe.write(len(data).to_bytes(_LENGTH, "big") + data)
-    pipe.flush()
-
-
-def unpack(data: bytes) -> Any:
-    """Read what `pack` has written; from a process of this run only."""
-    return pickle.loads(data)  # noqa: S301
-
-
-def receive() -> Any:
-    """Read from standard input what `send` has sent.
-
-    Raises
-    ------
-    EOFError
-        If the starter is gone.
-    """
-    return unpack(_read(int.from_bytes(_read(_LENGTH), "big")))
-
-
-def quick_orders() -> HostOrders:
-    """Read the orders that a rank has left which did not look closely at who it is; that is done here.
-
-    Raises
-    ------
-    EndError
-        If something in the input is wrong. Rank 0 says it.
-    """
-    found = read_orders()
-    sys.path[:] = found["sys_path"]
-    if found["program"] is not None:
-        # Other ranks have no need of it.
-        from ..program import Program
-
-        program = Program(*found["program"])
-        program.prepare()
-        program.check()
-    settings = Settings.resolve(found["options"], os.environ)
-    environment, _ = select(settings.mode, os.environ)
-    info = environment.process(os.environ)
-    FileRendezvous(settings.rendezvous_dir, info.run_id, info.node).check()
-    return HostOrders(
-        settings,
-        tuple(sys.path),
-        found["until"] - time.monotonic(),
-        info,
-        environment,
-        LISTENER,
-        listen=True,
-        by_file=True,
-        dask_config=found["dask_config"],
-    )
-
-
-def _read(size: int) -> bytes:
-    """Read standard input past Python's buffer, whose lock a waiting thread would keep when the process ends."""
-    data = b""
-    while len(data) < size:
-        part = os.read(sys.stdin.fileno(), size - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
-
-
-def start_host(orders: HostOrders) -> subprocess.Popen[bytes]:
-    """Start a host of workers, which inherits the socket.
-
-    It is in a session of its own: a Ctrl-C at a terminal is for the client, which still needs the workers to save its work.
-    """
-    process = subprocess.Popen(
-        command(),
-        stdin=subprocess.PIPE,
-        pass_fds=(orders.socket,),
-        env={**AGENT_ENVIRONMENT, **os.environ},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        send(process.stdin, orders)
-        process.stdin.close()
-    return process
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self.record = CoordinatorRecord(**inputs.read(self._stream)["record"])
+        time.sleep(_GRACE)
+        os._exit(1)

@@ -1,11 +1,13 @@
-"""Rank 0's scheduler in a process of its own, which the host of the node's workers forks: that has imported Dask already.
+"""Rank 0's scheduler in a process of its own, which the agent of its node forks: that has imported Dask already.
 
-Rank 0 imports Dask for nothing else. It asks through the node's socket (see `batchlet.node.attach`); the answer is the number
-of the process, which has that connection from then on, so that each of the two sees at once when the other is gone.
+Rank 0 imports Dask for nothing else. It asks through the agent's socket (see `batchlet.node.attach`), with the raw inputs that an
+agent would get; the answer is the number of the process, which has that connection from then on, so that each of the two
+sees at once when the other is gone. ``own`` from the agent says that rank 0 is to be the scheduler itself.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import json
 import os
@@ -14,11 +16,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import IO, Any
 
-from . import attach
-from .bootstrap import SchedulerOrders, pack
+from ..rendezvous.base import CoordinatorRecord
+from . import attach, inputs
+from .rank import Rank
+from .worker_rank import Options
 
 __all__ = ["SchedulerProcess", "ask"]
 
@@ -78,28 +83,40 @@ class SchedulerProcess:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProcess | None:
-    """Have the host of this node start the scheduler; `None` where that is not possible.
+def ask(
+    rank: Rank,
+    options: Options,
+    record: CoordinatorRecord,
+    host: str,
+    layout: Sequence[Any] | None,
+) -> SchedulerProcess | None:
+    """Have the agent of this node start the scheduler; `None` where that is not possible.
 
     Parameters
     ----------
-    name : bytes
-        The node's socket.
-    orders : SchedulerOrders
-        What the scheduler has to know.
-    deadline : float
-        Until when the host must have answered, in seconds of `time.monotonic`.
+    rank : Rank
+        Rank 0.
+    options : mapping of str to object
+        What the user asked for, as it was given.
+    record : CoordinatorRecord
+        Where the coordinator is.
+    host : str
+        Address for the scheduler to listen on.
+    layout : sequence, optional
+        Which ranks share this node, where the launcher's variables do not tell.
     """
     try:
-        words = {"scheduler": pack(orders), **attach.facts(), "environ": dict(orders.environ)}
+        orders = inputs.for_agent(options, rank.deadline, layout=layout, record=asdict(record), host=host)
     except Exception:  # noqa: BLE001 - pickling runs the user's code; it can do without here
         return None
-    connection = _connect(name, min(deadline, time.monotonic() + _TOGETHER))
+    environ = {**os.environ, **rank.environ}
+    words = {"scheduler": orders, **inputs.of_this_rank(environ)}
+    connection = _connect(rank, record, min(rank.deadline, time.monotonic() + _TOGETHER))
     if connection is None:
         return None
     try:
-        connection.settimeout(max(_PAUSE, deadline - time.monotonic()))
-        connection.sendall(attach.message(words))
+        connection.settimeout(max(_PAUSE, rank.deadline - time.monotonic()))
+        connection.sendall(inputs.encode(words))
         lines = connection.makefile("rb")
         answer = lines.readline().split()
     except OSError:
@@ -112,21 +129,28 @@ def ask(name: bytes, orders: SchedulerOrders, deadline: float) -> SchedulerProce
     return SchedulerProcess(connection, lines, int(answer[1]))
 
 
-def _connect(name: bytes, deadline: float) -> socket.socket | None:
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(name)
-        except ConnectionRefusedError:
-            connection.close()
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(_PAUSE)
-            continue
-        except OSError:
-            connection.close()
-            return None
-        if attach.peer_is_ours(connection):
-            return connection
-        connection.close()
+def _connect(rank: Rank, record: CoordinatorRecord, deadline: float) -> socket.socket | None:
+    """Connect to the agent, under whichever of its names; rank 0 may be there before it."""
+    node = rank.info.node
+    public = attach.socket_name(rank.info.run_id, node, rank.environ)
+    if public is None:
         return None
+    names = [public, attach.secret_name(record.secret, node)]
+    while time.monotonic() < deadline:
+        for name in list(names):
+            try:
+                connection = attach.connect(name)
+            except attach.StrangerError:
+                names.remove(name)
+                continue
+            except OSError:
+                return None
+            if connection is not None:
+                return _whole(connection)
+        time.sleep(_PAUSE)
+    return None
+
+
+def _whole(connection: _socket.socket) -> socket.socket:
+    """Give the socket with what Python adds to those in C."""
+    return socket.socket(fileno=connection.detach())

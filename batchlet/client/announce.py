@@ -1,0 +1,64 @@
+"""What is said when a cluster is ready: the line at the start, and where the dashboard is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+
+from .. import report
+from ..errors import EndError
+from ..network import LOOPBACK
+from .backend import Backend, StartInfo
+
+__all__ = ["announce", "dashboard_link"]
+
+
+def announce(backend: Backend, start: StartInfo) -> None:
+    """Say what is running; the dashboard's address, which is secret, in a file where others can read along."""
+    rank = backend.rank
+    link, tunnel = dashboard_link(start), _tunnel(backend, start)
+    hidden = start.token is not None and link is not None and report.others_may_read()
+    report.started(
+        where=f"{rank.info.mode} {rank.info.job}".strip(),
+        ranks=rank.info.world_size,
+        nodes=start.nodes,
+        workers=start.workers,
+        threads=start.threads,
+        memory=start.memory,
+        dashboard=link,
+        tunnel=tunnel,
+        secure=rank.settings.security is not False,
+        instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
+    )
+
+
+def dashboard_link(start: StartInfo) -> str | None:
+    """Address of the dashboard; `None` if there is none."""
+    if start.dashboard is None:
+        return None
+    host, port = start.dashboard
+    return f"http://{'localhost' if host == LOOPBACK else host}:{port}{'/' + start.token if start.token else ''}/status"
+
+
+def _tell_owner(backend: Backend, lines: list[str | None]) -> str:
+    """Leave the dashboard's address in a file for the run's owner alone, and say where."""
+    try:
+        path = backend.note("".join(f"{line}\n" for line in lines if line))
+    except EndError:
+        where = backend.rank.settings.rendezvous_dir
+        return f"runner.dashboard_link has it (others may read this, and {where} cannot be written)"
+    with contextlib.suppress(ValueError, OSError):
+        path = path.relative_to(Path.cwd())
+    return f"cat {shlex.quote(str(path))}"
+
+
+def _tunnel(backend: Backend, start: StartInfo) -> str | None:
+    """Give the command that brings the dashboard to the user's own machine; `None` where the user is here."""
+    place, here = start.dashboard, backend.rank.info.mode == "local" and "SSH_CONNECTION" not in os.environ
+    if here or place is None or place[0] != LOOPBACK:
+        return None
+    login = os.environ.get("SLURM_SUBMIT_HOST")
+    jump = f" -J {login}" if login and login != start.node else ""
+    return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {start.node}"

@@ -1,0 +1,120 @@
+"""The backend *local*: Dask's LocalCluster in this process, sized by the plan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from .. import open_files, timeline
+from ..errors import EndError
+from ..network import LOOPBACK
+from ..node.rank import Rank
+from ..rendezvous import FileRendezvous
+from ..security import Credentials
+from .backend import News, Outcome, StartInfo
+
+__all__ = ["LocalBackend"]
+
+
+class LocalBackend:
+    """See `batchlet.client.backend.Backend`.
+
+    Parameters
+    ----------
+    rank : Rank
+        This process.
+
+    Raises
+    ------
+    PlanError
+        If more was asked for than there is.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._plan = rank.plan()
+        self._stack = contextlib.ExitStack()
+        self._cluster: Any = None
+        self._scratch: str | None = None
+        self._notes: FileRendezvous | None = None
+
+    @property
+    def rank(self) -> Rank:
+        """See the protocol."""
+        return self._rank
+
+    def check(self) -> None:
+        """Do nothing: whatever could be wrong shows in a moment."""
+
+    def start(self) -> StartInfo:
+        """See the protocol."""
+        from ..dask_backend import local_cluster, processes, tls, workers
+        from ..dask_backend.scheduler import dashboard_place
+
+        timeline.mark("Dask imported")
+        rank, plan, settings = self._rank, self._plan, self._rank.settings
+        wanted = settings.security
+        security = tls.security_for(wanted, Credentials.generate() if wanted is True else None)
+        token = secrets.token_hex(16) if wanted is not False else None
+        enter = self._stack.enter_context
+        self._scratch = enter(workers.scratch(settings, os.environ, rank.info.run_id))
+        enter(open_files.for_local(len(plan.workers)))
+        enter(processes.hidden_main())
+        enter(workers.configured())
+        host = rank.reachable_host() if settings.interface else LOOPBACK
+        self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
+        threads, memory = [worker.threads for worker in plan.workers], [worker.memory for worker in plan.workers]
+        return StartInfo(
+            address=self._cluster.scheduler_address,
+            dashboard=dashboard_place(self._cluster.scheduler),
+            token=token,
+            node=rank.info.node,
+            security=security,
+            plan=plan,
+            workers=len(plan.workers),
+            nodes=1,
+            threads=(min(threads), max(threads)),
+            memory=(min(memory), max(memory)),
+        )
+
+    def listen(self, news: News) -> None:
+        """Do nothing: signals come to this process itself, and its scheduler lives as long as it does."""
+
+    @property
+    def connected(self) -> bool:
+        """See the protocol."""
+        return False
+
+    def root_cause(self, seconds: float = 0.0) -> EndError | None:  # noqa: ARG002
+        """See the protocol; there is nobody else who could fail."""
+        return None
+
+    def note(self, text: str) -> Path:
+        """See the protocol. In the scratch, which is removed even after a SIGKILL: there is no rank 0 to do it."""
+        self._notes = self._rank.notes(None, self._scratch)
+        return self._notes.leave_note(text)
+
+    def stop(self) -> Outcome:
+        """See the protocol."""
+        self._cluster.close()
+        return Outcome()
+
+    def let_go(self) -> None:
+        """Do nothing: the workers end with this process."""
+
+    def close(self) -> None:
+        """See the protocol."""
+        if self._notes is not None:
+            self._notes.remove_note()
+        self._stack.close()
+
+    def give_up(self, error: EndError) -> bool:  # noqa: ARG002
+        """See the protocol."""
+        self.close()
+        return False
+
+    def abandon(self, code: int) -> None:
+        """Do nothing: nobody waits."""
