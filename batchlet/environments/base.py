@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from ..errors import LauncherError
+from ..launch_variables import whole_number
 
 __all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "expand_counts", "read_int", "read_ints"]
 
@@ -143,13 +144,13 @@ def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
     """
     for name in names:
         if name in environ:
-            text = environ[name].strip()
-            if not re.fullmatch(r"\d+", text) or int(text) < least:
+            number = whole_number(environ[name])
+            if number is None or number < least:
                 raise LauncherError(
                     f"{name}={environ[name]!r} is malformed: expected a whole number of at least {least}. "
                     f"The launcher sets it; unset it or start the script with srun or mpirun again."
                 )
-            return int(text)
+            return number
     raise LauncherError(
         f"{' or '.join(names)} is not set, though the launcher's other variables are: "
         "was the environment passed on in part? Start the script directly with srun or mpirun."
@@ -158,12 +159,12 @@ def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
 
 def read_ints(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
     """Read whole numbers separated by commas: ``"0,1,2"``."""
-    text = environ[name].strip()
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    numbers = [whole_number(part) for part in environ[name].split(",")]
+    if None in numbers:
         raise LauncherError(
             f"{name}={environ[name]!r} is malformed: expected whole numbers separated by commas, such as 0,1,2."
         )
-    return tuple(int(part) for part in text.split(","))
+    return tuple(number for number in numbers if number is not None)
 
 
 def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
@@ -176,7 +177,8 @@ def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
     """
     counts: list[int] = []
     for part in environ[name].strip().split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        # Counts of at most seven digits: a typing error must not make a list that fills the memory.
+        match = re.fullmatch(r"(\d{1,10})(?:\(x(\d{1,7})\))?", part)
         if match is None or match[2] == "0":
             raise LauncherError(
                 f"{name}={environ[name]!r} is malformed: expected counts per node in Slurm's form, such as 2(x3),1."

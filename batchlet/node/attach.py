@@ -35,6 +35,8 @@ import os
 import sys
 import time
 
+from ..launch_variables import SLURM_STEP_ID, SLURM_STEP_NAMES, slurm_worker_rank
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
@@ -60,18 +62,8 @@ _BACKLOG = 4096
 _TRIES = 2
 # Seconds by which a rank waits longer for the host than rank 0 and the host wait, who can say more.
 PATIENCE = 10.0
-# A rank with one of these may have been started by MPI, or its Slurm variables may be of another process.
-_MPI = (
-    "OMPI_COMM_WORLD_RANK",
-    "MV2_COMM_WORLD_RANK",
-    "JSM_NAMESPACE_RANK",
-    "PALS_RANKID",
-    "FLUX_TASK_RANK",
-    "PMI_RANK",
-)
 # What decides whether and how a rank takes a seat at all. All else is the business of the rank that starts the host.
 _DECISIVE = ("mode", "share_node", "rendezvous", "start_timeout")
-_STEP = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
 # The longest that Linux takes, less the zero byte at the beginning.
 _LONGEST_NAME = 107
 # Bytes that a Unix socket takes before anybody reads them; it is twice as much at least.
@@ -87,7 +79,7 @@ def socket_name(run_id: str, node: str, environ: Mapping[str, str]) -> bytes | N
     if not sys.platform.startswith("linux"):
         return None
     # Known before anything of Slurm's variables has been understood.
-    parts = [environ.get(name, "") for name in _STEP] if "SLURM_STEP_ID" in environ else [run_id, node]
+    parts = [environ.get(name, "") for name in SLURM_STEP_NAMES] if SLURM_STEP_ID in environ else [run_id, node]
     name = "-".join(["batchlet", str(os.geteuid()), *parts])
     if len(name) > _LONGEST_NAME:
         import hashlib
@@ -134,13 +126,8 @@ def may_sit_quickly(environ: Mapping[str, str], options: Mapping[str, object] | 
     options : mapping or sequence of str
         What the user asked for: keywords, or a command line.
     """
-    rank, size = environ.get("SLURM_PROCID", ""), environ.get("SLURM_NTASKS", "")
     return (
-        "SLURM_STEP_ID" in environ
-        and not any(name in environ for name in _MPI)
-        and rank.isdigit()
-        and size.isdigit()
-        and 2 <= int(rank) < int(size)
+        slurm_worker_rank(environ) is not None
         and not any(_PREFIX + name.upper() in environ or _asked(options, name) for name in _DECISIVE)
         and _taken is None
     )
@@ -184,7 +171,9 @@ def sit_quickly(
         Kind and target of what `python -m batchlet` is to run.
     """
     global _taken, _alone
-    rank = environ["SLURM_PROCID"]
+    rank = slurm_worker_rank(environ)
+    if rank is None:
+        return
     name = socket_name("", "", environ)
     deadline = time.monotonic() + 120 + PATIENCE
     pair = meet(name, deadline) if name is not None else None
@@ -193,11 +182,11 @@ def sit_quickly(
     connection, listener = pair
     if listener is not None:
         if options is not None:
-            words = hello(int(rank), rank, environ)
+            words = hello(rank, str(rank), environ)
             _start_quickly(connection, listener, words, options, program, deadline - PATIENCE)
         _taken = connection, listener
         return
-    seat = Seat(None, lambda: hello(int(rank), rank, environ), None, deadline, 0.0)
+    seat = Seat(None, lambda: hello(rank, str(rank), environ), None, deadline, 0.0)
     # Until it has a seat, this rank can only end; rank 0 says why.
     before = {number: _signal.signal(number, _end) for number in (_signal.SIGTERM, _signal.SIGINT)}
     code = seat.sit(connection)

@@ -31,7 +31,7 @@ HEAVY = {
 
 # The way of the data, room by room: a module imports only from lines above its own, in its room or another one.
 ROOMS = (
-    ("", (("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
+    ("", (("launch_variables",), ("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
     (
         "environments",
         (
