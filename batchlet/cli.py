@@ -15,8 +15,9 @@ from typing import Any
 
 from . import __version__, report
 from .client.session import Run
-from .environments import ProcessInfo, select
+from .environments import ProcessInfo, first_process, select
 from .errors import EndError, UsageError
+from .launchers.base import Launcher
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .rendezvous import FileRendezvous
@@ -68,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that speaks once for all ranks."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if Run.first_process(os.environ):
+        if first_process(os.environ):
             super()._print_message(message, file)
 
 
@@ -173,7 +174,8 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         settings = Settings.resolve(keywords, os.environ)
         environment, reason = select(settings.mode, os.environ)
         info = environment.process(os.environ)
-        first = info.rank in (0, info.client_rank) if info.mode == "allocation" else info.rank == 0
+        launcher = environment.launcher(os.environ)
+        first = info.rank == 0 or launcher is not None
         if not first and info.rank != min(info.local_ranks):
             return 0
         host, nodes = read_host(), environment.nodes(os.environ)
@@ -195,10 +197,11 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         ]
         # Each node as text and as data, by its first rank.
         shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
-        if info.mode == "slurm" and info.nodes > 1 and not _gather(info, settings, shown, began):
+        alone = launcher is not None or info.nodes == 1 or not environment.knows_layout
+        if not alone and not _gather(info, settings, shown, began):
             return 0
     except EndError as error:
-        if Run.first_process(os.environ):
+        if first_process(os.environ):
             report.failure(error)
         return error.exit_code
     parts = [part for rank in sorted(shown) for part in shown[rank]]
@@ -219,7 +222,7 @@ def _show_plan(keywords: dict[str, Any], *, as_json: bool) -> int:
         return 0
     text = [part for part, _ in parts]
     if first:
-        text.insert(0, _headline(info, reason))
+        text.insert(0, _headline(info, reason, launcher))
         asked = [
             f"  {name:<20} {getattr(settings, name)!s:>10}  {source}"
             for name, source in settings.sources.items()
@@ -243,13 +246,14 @@ def _gather(info: ProcessInfo, settings: Settings, shown: dict[int, Any], began:
     return True
 
 
-def _headline(info: ProcessInfo, reason: str) -> str:
+def _headline(info: ProcessInfo, reason: str, launcher: Launcher | None) -> str:
     lines = [f"mode {info.mode}: {reason}"]
     if info.job:
         lines.append(info.job)
-    if info.mode == "allocation":
+    if launcher is not None:
         lines.append(
-            f"{info.world_size} ranks to be started with srun, one a node; rank 0 is the scheduler, this process the client"
+            f"{info.world_size} ranks to be started with {launcher.name}, one a node; "
+            "rank 0 is the scheduler, this process the client"
         )
     elif info.world_size == 1:
         lines.append("1 process: scheduler, client and workers on this node")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
-from ..environments import is_first, select
+from ..environments import Environment, first_process, select
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..network import LOOPBACK
 from ..node.rank import Rank, importing
@@ -220,7 +220,7 @@ class Run:
             self.refuse(
                 UsageError("This BatchletRunner was used before. The processes of a launch make one cluster, once.")
             )
-        if self._outer is None and self._rank.info.world_size > 1 and self.mode != "allocation":
+        if self._outer is None and self._rank.info.world_size > 1 and not self._starts_ranks:
             try:
                 self._check_rendezvous()
             except EndError as error:
@@ -228,7 +228,8 @@ class Run:
 
     def _choose_rendezvous(self, rank: Rank) -> Rendezvous:
         wanted, info = self._settings.rendezvous, rank.info
-        if wanted == "mpi" or (wanted == "auto" and info.mode == "mpi" and MpiRendezvous.available() is None):
+        by_mpi = rank.environment.rendezvous[0] == "mpi"
+        if wanted == "mpi" or (wanted == "auto" and by_mpi and MpiRendezvous.available() is None):
             # Rank 0's patience ends first, so that it is the one to say who is missing.
             return MpiRendezvous(
                 rank=info.rank,
@@ -258,10 +259,11 @@ class Run:
     def _take_part(self) -> None:
         """Be what this rank is. Only the client returns."""
         rank = self._rank
-        if rank.info.mode == "allocation":
-            from ..launchers.srun import start_step
+        launcher = rank.environment.launcher(rank.environ)
+        if launcher is not None:
+            from ..launchers.step import start_step
 
-            rank.connect(self._stack.enter_context(start_step(rank)), name="client")
+            rank.connect(self._stack.enter_context(start_step(rank, launcher)), name="client")
             self._stack.callback(rank.connection.close)
             self._running({**rank.wait("start"), **rank.wait("ready")})
             return
@@ -294,7 +296,9 @@ class Run:
 
         wanted = self._settings.security
         security = security_for(wanted, Credentials.generate() if wanted is True else None)
-        self._scratch = directory = self._stack.enter_context(workers.scratch(self._settings, os.environ, self.run_id))
+        self._scratch = directory = self._stack.enter_context(
+            workers.scratch(self._settings, self._environment.scratch_directories(os.environ), self.run_id)
+        )
         self._stack.enter_context(open_files.for_local(len(self.plan.workers)))
         self._stack.enter_context(processes.hidden_main())
         self._stack.enter_context(workers.configured())
@@ -345,7 +349,7 @@ class Run:
             dashboard=self.dashboard_link,
             tunnel=tunnel,
             secure=self._settings.security is not False,
-            instead=self._tell_owner(tunnel) if self._token and report.others_may_read() else None,
+            instead=self._tell_owner(tunnel) if self._token and self._others_may_read() else None,
         )
 
     def _tell_owner(self, tunnel: str | None) -> str | None:
@@ -372,7 +376,7 @@ class Run:
             return None
         record = self._rank.record
         node = record.node if record is not None else self._rank.info.node
-        login = os.environ.get("SLURM_SUBMIT_HOST")
+        login = self._environment.login_host(os.environ)
         jump = f" -J {login}" if login and login != node else ""
         return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {node}"
 
@@ -528,6 +532,18 @@ class Run:
         assert self._met_by is not None
         return self._met_by
 
+    @property
+    def _environment(self) -> Environment:
+        return self._rank.environment
+
+    @property
+    def _starts_ranks(self) -> bool:
+        """Whether the ranks are yet to be started, by this process."""
+        return self._environment.launcher(os.environ) is not None
+
+    def _others_may_read(self) -> bool:
+        return report.others_may_read(shared=self._environment.output_is_shared(os.environ))
+
     def must_run(self, what: str) -> None:
         """Refuse what makes sense only while the run is under way."""
         if not self._entered:
@@ -547,28 +563,18 @@ class Run:
         others = [rank for rank in info.local_ranks if rank != 0]
         return self._rank.connection is not None or info.rank in (0, *others[:1])
 
-    @staticmethod
-    def first_process(environ: Mapping[str, str]) -> bool:
-        """Whether this process is the one that prints what all of them would, before its rank is known for sure."""
-        first = is_first(environ)
-        if first is not None:
-            return first
-        # The first process of the first node speaks.
-        local_id, node_id = environ.get("SLURM_LOCALID", "0"), environ.get("SLURM_NODEID", "0")
-        return "SLURM_STEP_ID" not in environ or (local_id == "0" and node_id == "0")
-
     def _speaks(self) -> bool:
         """Whether this process is the one that prints what all ranks run into."""
         if self._known is not None:
-            return self._known.info.rank == 0 or self.mode == "allocation"
-        return self.first_process(os.environ)
+            return self._known.info.rank == 0 or self._starts_ranks
+        return first_process(os.environ)
 
     def refuse(self, error: EndError) -> NoReturn:
         """End with an error that nothing was started for."""
         if not error.same_on_every_rank or self._speaks():
             report.failure(error)
-        elif is_first(os.environ) is False:
-            # mpirun ends all ranks when the first one fails: let that be the one that speaks.
+        elif select("auto", os.environ)[0].ends_all:
+            # Let the first one that fails be the one that speaks.
             time.sleep(_MOMENT)
         if self._met_by is not None:
             self._met_by.abandon(error.exit_code)

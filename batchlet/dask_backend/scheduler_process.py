@@ -150,7 +150,8 @@ class _SchedulerHost:
         options = scheduler.options(
             settings, orders.host, security_for(settings.security, connection.credentials), token
         )
-        with handled(coordinator.signalled), scratch(settings, os.environ, info.run_id):
+        usual = orders.environment.scratch_directories(os.environ)
+        with handled(coordinator.signalled), scratch(settings, usual, info.run_id):
             # If rank 0 has to kill this process, it tidies up.
             self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
             asyncio.run(scheduler.serve(coordinator, options, token, settings, orders.workers, self._set_stop))

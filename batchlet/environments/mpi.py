@@ -30,10 +30,10 @@ from ..launch_variables import (
     mpi_variables,
     whole_number,
 )
-from .base import OVERSUBSCRIBED, Environment, Figure, Grant, ProcessInfo, expand_counts, read_int
-from .slurm import SlurmStep, node_memory
+from .base import OVERSUBSCRIBED, Figure, Grant, ProcessInfo, expand_counts, read_int
+from .slurm import SlurmStep, WithinSlurm, node_memory
 
-__all__ = ["Mpi", "is_first"]
+__all__ = ["Mpi"]
 
 # Between a rank and its launcher there are at most a few shells and wrappers.
 _MOST_ANCESTORS = 6
@@ -60,7 +60,7 @@ class _Launcher:
 _LAUNCHERS = {row[0]: _Launcher(*row) for row in MPI_LAUNCHERS}
 
 
-class Mpi(Environment):
+class Mpi(WithinSlurm):
     """A process that an MPI launcher started.
 
     Inside a Slurm job too: there Slurm's variables are those of the batch script or of the launcher's daemons, each of
@@ -68,6 +68,10 @@ class Mpi(Environment):
     """
 
     name: ClassVar[str] = "mpi"
+    rendezvous: ClassVar[tuple[str, ...]] = ("mpi", "file")
+    # No launcher lists the ranks of a node.
+    knows_layout: ClassVar[bool] = False
+    ends_all: ClassVar[bool] = True
 
     def detect(self, environ: Mapping[str, str]) -> str | None:
         """Say which variable tells of an MPI launcher."""
@@ -151,17 +155,10 @@ class Mpi(Environment):
         """Ask Slurm for the memory of every node, inside a Slurm job."""
         return SlurmStep().ask(environ)
 
-
-def is_first(environ: Mapping[str, str]) -> bool | None:
-    """Say whether an MPI launcher made this process rank 0, even where `Mpi.process` refuses the variables.
-
-    Returns
-    -------
-    bool or None
-        `None` if there is no MPI launcher. True for every process whose rank cannot be read: one of them must speak.
-    """
-    name = mpi_launcher(environ)
-    return None if name is None else not whole_number(environ[_LAUNCHERS[name].rank])
+    def is_first(self, environ: Mapping[str, str]) -> bool | None:
+        """See the base class; true for every process whose rank cannot be read: one of them must speak."""
+        launcher = _find(environ)
+        return None if launcher is None else not whole_number(environ[launcher.rank])
 
 
 def _find(environ: Mapping[str, str]) -> _Launcher | None:

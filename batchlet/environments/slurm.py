@@ -19,12 +19,15 @@ from ..launch_variables import (
     SLURM_CPUS_ON_NODE,
     SLURM_DISTRIBUTION,
     SLURM_GPUS_ON_NODE,
+    SLURM_GPUS_PER_TASK,
     SLURM_GTIDS,
     SLURM_JOB_CPUS_PER_NODE,
+    SLURM_JOB_FIGURES,
     SLURM_JOB_ID,
     SLURM_JOB_NODELIST,
     SLURM_JOB_NUM_NODES,
     SLURM_JOBID,
+    SLURM_LOCALID,
     SLURM_MEM_PER_CPU,
     SLURM_MEM_PER_GPU,
     SLURM_MEM_PER_NODE,
@@ -33,21 +36,29 @@ from ..launch_variables import (
     SLURM_NTASKS,
     SLURM_PROCID,
     SLURM_RESTART_COUNT,
+    SLURM_STEP_GPUS,
     SLURM_STEP_ID,
     SLURM_STEP_NODELIST,
     SLURM_STEP_NUM_NODES,
     SLURM_STEP_NUM_TASKS,
     SLURM_STEP_TASKS_PER_NODE,
     SLURM_STEPID,
+    SLURM_SUBMIT_HOST,
     SLURM_TASKS_PER_NODE,
+    SLURM_TMPDIR,
+    SLURM_TRES_PER_TASK,
     SLURMD_NODENAME,
+    STEP_CLIENT_NODE,
+    STEP_PREFIX,
     reserved_step,
     whole_number,
 )
+from ..launchers.base import Launcher
+from ..launchers.srun import Srun
 from ..settings import parse_bytes
 from .base import Environment, Figure, Grant, ProcessInfo, expand_counts, read_int, read_ints
 
-__all__ = ["SlurmAllocation", "SlurmStep", "node_memory", "slots"]
+__all__ = ["SlurmAllocation", "SlurmAllocationStep", "SlurmStep", "WithinSlurm", "node_memory", "slots"]
 
 _MIB = 1 << 20
 # Seconds. Slurm's controller may be slow on a busy machine; without its answer we go on with the host's share.
@@ -56,8 +67,38 @@ _SCONTROL_TIMEOUT = 10.0
 _CLIENT = -1
 
 
-class _Slurm(Environment):
+class WithinSlurm(Environment):
+    """A process that may be inside a Slurm job, whoever has started it."""
+
+    gpu_variables: ClassVar[tuple[str, ...]] = (*Environment.gpu_variables, SLURM_STEP_GPUS)
+
+    def output_is_shared(self, environ: Mapping[str, str]) -> bool:
+        """See the base class.
+
+        The output of ranks goes through pipes, mostly to the job's output file, which everybody may read unless the user has a
+        umask against that; a rank cannot see where the pipe ends.
+        """
+        return SLURM_JOB_ID in environ
+
+    def login_host(self, environ: Mapping[str, str]) -> str | None:
+        """See the base class: where the job was submitted."""
+        return environ.get(SLURM_SUBMIT_HOST)
+
+    def scratch_directories(self, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """See the base class; some sites make a directory for each job."""
+        own = (environ[SLURM_TMPDIR],) if environ.get(SLURM_TMPDIR) else ()
+        return (*own, *super().scratch_directories(environ))
+
+    def binds_gpus_by_task(self, environ: Mapping[str, str]) -> bool:
+        """See the base class; Slurm does so by the task's cgroup."""
+        asked = [name + environ[name] for name in (SLURM_GPUS_PER_TASK, SLURM_TRES_PER_TASK) if name in environ]
+        return any("gpu" in text.lower() for text in asked)
+
+
+class _Slurm(WithinSlurm):
     """What step and allocation have in common."""
+
+    title: ClassVar[str] = "Slurm"
 
     def ask(self, environ: Mapping[str, str]) -> Mapping[str, Figure[int]]:
         """Ask ``scontrol`` for the job's memory on each node.
@@ -144,6 +185,46 @@ class SlurmStep(_Slurm):
             slots.sort()
         return {rank: names[node] for rank, (_, node) in enumerate(slots)}
 
+    def is_first(self, environ: Mapping[str, str]) -> bool | None:
+        """See the base class: the first task of the first node."""
+        return environ.get(SLURM_LOCALID, "0") == "0" and environ.get(SLURM_NODEID, "0") == "0"
+
+
+class SlurmAllocationStep(SlurmStep):
+    """A rank of the step that Batchlet itself has started in an allocation, by `batchlet.launchers.srun.Srun`.
+
+    The client is beside the ranks. CPUs are those of the step, memory and slots those of the job, of which srun tells nothing.
+    """
+
+    name: ClassVar[str] = "allocation"
+
+    def detect(self, environ: Mapping[str, str]) -> str | None:
+        """Say by which variable Batchlet knows its own step."""
+        if STEP_CLIENT_NODE not in environ or super().detect(environ) is None:
+            return None
+        return f"{STEP_CLIENT_NODE}={environ[STEP_CLIENT_NODE]}"
+
+    def process(self, environ: Mapping[str, str]) -> ProcessInfo:
+        """Read rank, world, node and where the client is; see the base class."""
+        info = super().process(environ)
+        client_node = environ.get(STEP_CLIENT_NODE)
+        return replace(
+            info,
+            nodes=info.nodes + (not client_node),
+            client_rank=None,
+            extra_clients=int(info.node == client_node),
+            slots=slots(_of_job(environ), read_int(environ, SLURM_NODEID)),
+        )
+
+    def grant(self, environ: Mapping[str, str]) -> Grant:
+        """Read the step's CPUs and the job's memory on this node; see the base class."""
+        return super().grant(self.task_environ(environ))
+
+    def task_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """See the base class: with the memory that the job has asked for, as in any other step of it."""
+        own = {name: value for name, value in environ.items() if not name.startswith(STEP_PREFIX)}
+        return own | {name: value for name, value in _of_job(environ).items() if name != SLURM_TASKS_PER_NODE}
+
 
 class SlurmAllocation(_Slurm):
     """A single process in an allocation: a batch script's own ``python``, or one started in salloc's shell.
@@ -190,6 +271,10 @@ class SlurmAllocation(_Slurm):
             return Grant()
         return Grant(Figure(counts[0], SLURM_JOB_CPUS_PER_NODE), node_memory(environ, counts[0]))
 
+    def launcher(self, environ: Mapping[str, str]) -> Launcher:  # noqa: ARG002
+        """See the base class."""
+        return Srun()
+
     def nodes(self, environ: Mapping[str, str]) -> list[tuple[ProcessInfo, Grant]]:
         """Give every node of the allocation; see the base class."""
         client = self.process(environ)
@@ -211,6 +296,11 @@ class SlurmAllocation(_Slurm):
             )
             for rank, cpus in enumerate(expand_counts(environ, SLURM_JOB_CPUS_PER_NODE))
         ]
+
+
+def _of_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """Give the job's own figures to a rank of a step that Batchlet has started."""
+    return {name: environ[STEP_PREFIX + name] for name in SLURM_JOB_FIGURES if STEP_PREFIX + name in environ}
 
 
 def slots(environ: Mapping[str, str], node: int) -> int | None:

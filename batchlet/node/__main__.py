@@ -8,10 +8,8 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
 
-from ..environments.base import read_int
-from ..environments.slurm import SlurmStep, slots
+from ..environments import select
 from ..errors import EndError
 from ..plan import SCHEDULER
 from ..rendezvous.base import CoordinatorRecord
@@ -22,7 +20,6 @@ from .wait import QUICK
 
 __all__ = ["main"]
 
-_MEMORY = "SLURM_MEM_PER_"
 # Seconds that a participant has to end in good order once its starter is gone.
 _GRACE = 10.0
 
@@ -84,18 +81,13 @@ def _started_by_shell() -> HostOrders:
 
 def _take_part(orders: StepOrders, began: float) -> int:
     """Be a rank of a step."""
-    environ = {**os.environ, **{name: value for name, value in orders.environ.items() if name.startswith(_MEMORY)}}
     inbox = _Inbox()
-    step = SlurmStep()
-    info = step.process(environ)
-    info = replace(
-        info,
-        nodes=info.nodes + (orders.client_node is None),
-        client_rank=None,
-        extra_clients=int(info.node == orders.client_node),
-        slots=slots(orders.environ, read_int(environ, "SLURM_NODEID")),
-    )
-    rank = Rank(orders.settings, step, info, environ, began)
+    environ = dict(os.environ)
+    environment, _ = select(orders.settings.mode, environ)
+    rank = Rank(orders.settings, environment, environment.process(environ), environ, began)
+    for name in environ.keys() - environment.task_environ(environ).keys():
+        # No process of the user's code is to think that it is such a rank.
+        del os.environ[name]
     rendezvous = PipeRendezvous(lambda: inbox.record)
     if rank.role == SCHEDULER:
         return rank.run_scheduler(rendezvous)

@@ -39,15 +39,8 @@ __all__ = ["host"]
 _PATIENCE = 5.0
 # Seconds within which the rank that has started the host connects.
 _FIRST = 10.0
-# Variables that say which GPUs a process may see. Where ranks differ in them, each one's workers live in processes of its own.
-_GPUS = (
-    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
-    "ZE_AFFINITY_MASK", "SLURM_STEP_GPUS",
-)  # fmt: skip
 # Variables that decide which code a process loads.
 _LOADING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
-# Slurm may keep a task's GPUs from all other tasks by its cgroup, whatever the variables say.
-_GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 
 
 @dataclass(eq=False)
@@ -97,7 +90,9 @@ def host(orders: HostOrders, began: float) -> int:
             with importing():
                 from ..dask_backend import fork_server, processes, tls, workers
 
-            directory = stack.enter_context(workers.scratch(orders.settings, os.environ, orders.info.run_id))
+            directory = stack.enter_context(
+                workers.scratch(orders.settings, orders.environment.scratch_directories(os.environ), orders.info.run_id)
+            )
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
@@ -130,6 +125,7 @@ class _Agent:
         self._orders = orders
         self._directory = directory
         self._settings = orders.settings
+        self._environment = orders.environment
         self._deadline = began + orders.settings.start_timeout
         self._problem = problem
         self._facts = attach.facts()
@@ -251,8 +247,8 @@ class _Agent:
         environ = hello["environ"]
         return (
             self._may_come_from_here(hello)
-            and all(environ.get(name) == os.environ.get(name) for name in _GPUS)
-            and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
+            and all(environ.get(name) == os.environ.get(name) for name in self._environment.gpu_variables)
+            and not self._environment.binds_gpus_by_task(environ)
         )
 
     async def _host_scheduler(self, hello: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -376,7 +372,8 @@ class _Agent:
         )
         address = await asyncio.shield(self._started)
         try:
-            rank = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
+            environ = self._environment.task_environ(local_rank.environ)
+            rank = workers.RankContext(environ, local_rank.cpus, tuple(self._facts["cpus"]))
             specs = [workers.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
             await asyncio.gather(
                 *(
@@ -401,7 +398,7 @@ class _Agent:
         facts = replace(self._host_facts, affinity=len(local_rank.cpus) or self._host_facts.affinity)
         info = replace(self._orders.info, rank=local_rank.rank)
         try:
-            grant = self._orders.environment.grant(local_rank.environ)
+            grant = self._environment.grant(local_rank.environ)
             figure = Figure(int(controller_memory[0]), str(controller_memory[1])) if controller_memory else None
             plan = make_plan(info, node_resources(grant, facts, figure), self._settings)
             # A host that listens has the workers of all ranks here.

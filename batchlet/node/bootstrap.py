@@ -87,6 +87,8 @@ class SchedulerOrders:
         What the user asked for.
     environ : mapping of str to str
         Rank 0's environment.
+    environment : Environment
+        How rank 0 was started.
     sys_path : tuple of str
         Where the user's modules are.
     cpus : tuple of int
@@ -107,6 +109,7 @@ class SchedulerOrders:
 
     settings: Settings
     environ: Mapping[str, str]
+    environment: Environment
     sys_path: tuple[str, ...]
     cpus: tuple[int, ...]
     info: ProcessInfo
@@ -125,21 +128,15 @@ class StepOrders:
     ----------
     settings : Settings
         What the user asked for.
-    environ : mapping of str to str
-        Launcher's variables to go by, beside those of the rank's own environment.
     sys_path : tuple of str
         Where the user's modules are.
     patience : float
         Seconds left until all workers must have joined.
-    client_node : str, optional
-        The node of the client; `None` where that is not in the allocation.
     """
 
     settings: Settings
-    environ: Mapping[str, str]
     sys_path: tuple[str, ...]
     patience: float
-    client_node: str | None
 
 
 def command() -> list[str]:

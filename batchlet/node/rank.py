@@ -475,7 +475,8 @@ class _SchedulerRank:
         cpus = tuple(attach.facts()["cpus"])
         orders = SchedulerOrders(
             settings,
-            {**os.environ, **rank.environ},
+            rank.environment.task_environ({**os.environ, **rank.environ}),
+            rank.environment,
             tuple(sys.path),
             cpus,
             info,
@@ -503,7 +504,8 @@ class _SchedulerRank:
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
 
-        with scratch(self._rank.settings, self._rank.environ, self._rank.info.run_id):
+        usual = self._rank.environment.scratch_directories(self._rank.environ)
+        with scratch(self._rank.settings, usual, self._rank.info.run_id):
             token = dashboard_token(record.secret) if record.certificate else None
             options = scheduler.options(self._rank.settings, host, self._rank.security(), token)
             asyncio.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_who_takes_a_seat_early_is_a_worker_rank_of_a_slurm_step_for_the_ordinar
     assert role_of(info, info.rank) == WORKER
 
 
+@hypothesis_settings(max_examples=500)
+@given(st.dictionaries(st.sampled_from(VARIABLES), VALUES))
+def test_no_value_of_a_variable_is_more_than_a_launcher_error(environ):
+    environment, _ = select("auto", environ)
+    for read in (environment.process, environment.grant, environment.is_first):
+        with contextlib.suppress(LauncherError):
+            read(environ)
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_worker_ranks_of_every_captured_step_are_plain_and_nobody_else_is(shape):
     for task in shape.tasks:
@@ -158,3 +168,22 @@ def test_nothing_is_imported_for_it():
         [sys.executable, "-c", code, launch_variables.__file__], capture_output=True, text=True, check=True
     ).stdout
     assert shown == "set()\n"
+
+
+def test_no_other_module_spells_the_variables_of_slurm_or_mpi():
+    package = Path(launch_variables.__file__).parent
+    ours = Path(launch_variables.__file__)
+    known = {
+        value for name, value in vars(launch_variables).items() if name.startswith("SLURM") and isinstance(value, str)
+    }
+    known |= set(MPI_VARIABLES)
+    found = {}
+    for file in package.rglob("*.py"):
+        constants = {
+            node.value
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        if file != ours and constants & known:
+            found[str(file.relative_to(package))] = sorted(constants & known)
+    assert found == {}
