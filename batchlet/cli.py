@@ -17,6 +17,7 @@ from .client.session import Session
 from .command_line import parse
 from .environments import ProcessInfo, first_process, select
 from .errors import EndError, UsageError
+from .launchers.base import Launcher
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
 from .rendezvous import FileRendezvous
@@ -95,7 +96,8 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         settings = Settings.resolve(keywords, os.environ)
         environment, reason = select(settings.mode, os.environ)
         info = environment.process(os.environ)
-        first = info.rank in (0, info.client_rank) if info.mode == "allocation" else info.rank == 0
+        launcher = environment.launcher(os.environ)
+        first = info.rank == 0 or launcher is not None
         if not first and info.rank != min(info.local_ranks):
             return 0
         host, nodes = read_host(), environment.nodes(os.environ)
@@ -117,7 +119,8 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         ]
         # Each node as text and as data, by its first rank.
         shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
-        if info.mode == "slurm" and info.nodes > 1 and not _gather(info, settings, shown, began):
+        alone = launcher is not None or info.nodes == 1 or not environment.knows_layout
+        if not alone and not _gather(info, settings, shown, began):
             return 0
     except EndError as error:
         if first_process(os.environ):
@@ -141,7 +144,7 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         return 0
     text = [part for part, _ in parts]
     if first:
-        text.insert(0, _headline(info, reason))
+        text.insert(0, _headline(info, reason, launcher))
         asked = [
             f"  {name:<20} {getattr(settings, name)!s:>10}  {source}"
             for name, source in settings.sources.items()
@@ -165,13 +168,14 @@ def _gather(info: ProcessInfo, settings: Settings, shown: dict[int, Any], began:
     return True
 
 
-def _headline(info: ProcessInfo, reason: str) -> str:
+def _headline(info: ProcessInfo, reason: str, launcher: Launcher | None) -> str:
     lines = [f"mode {info.mode}: {reason}"]
     if info.job:
         lines.append(info.job)
-    if info.mode == "allocation":
+    if launcher is not None:
         lines.append(
-            f"{info.world_size} ranks to be started with srun, one a node; rank 0 is the scheduler, this process the client"
+            f"{info.world_size} ranks to be started with {launcher.name}, one a node; "
+            "rank 0 is the scheduler, this process the client"
         )
     elif info.world_size == 1:
         lines.append("1 process: scheduler, client and workers on this node")

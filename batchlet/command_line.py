@@ -107,7 +107,9 @@ def make_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
             )
     parser.add_argument("--plan", action="store_true", help="print what would be started here and why; start nothing")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
-    parser.add_argument("--version", action="version", version=f"batchlet {importlib.import_module(__package__).__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"batchlet {importlib.import_module(__package__).__version__}"
+    )
     return parser
 
 
@@ -136,5 +138,3 @@ def split(arguments: Sequence[str]) -> tuple[list[str], Program | None]:
 
 def _called(option: str) -> str:
     return "--" + option.replace("_", "-")
-
-

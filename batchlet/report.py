@@ -26,11 +26,13 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def others_may_read() -> bool:
+def others_may_read(*, shared: bool) -> bool:
     """Whether other users may be able to read what is said here.
 
-    Under Slurm the ranks' output goes through pipes, mostly to the job's output file, which everybody may read unless the
-    user has a umask against that; a rank cannot see where the pipe ends.
+    Parameters
+    ----------
+    shared : bool
+        Whether a pipe may end where others can read; see `batchlet.environments.Environment.output_is_shared`.
     """
     try:
         status = os.fstat(2)
@@ -38,7 +40,7 @@ def others_may_read() -> bool:
         return False
     if stat.S_ISREG(status.st_mode):
         return bool(status.st_mode & (stat.S_IRGRP | stat.S_IROTH))
-    return "SLURM_JOB_ID" in os.environ and not os.isatty(2)
+    return shared and not os.isatty(2)
 
 
 def failure(error: EndError, seconds: float | None = None) -> None:

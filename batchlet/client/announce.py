@@ -19,7 +19,11 @@ def announce(backend: Backend, start: StartInfo) -> None:
     """Say what is running; the dashboard's address, which is secret, in a file where others can read along."""
     rank = backend.rank
     link, tunnel = dashboard_link(start), _tunnel(backend, start)
-    hidden = start.token is not None and link is not None and report.others_may_read()
+    hidden = (
+        start.token is not None
+        and link is not None
+        and report.others_may_read(shared=rank.environment.output_is_shared(rank.environ))
+    )
     report.started(
         where=f"{rank.info.mode} {rank.info.job}".strip(),
         ranks=rank.info.world_size,
@@ -59,6 +63,6 @@ def _tunnel(backend: Backend, start: StartInfo) -> str | None:
     place, here = start.dashboard, backend.rank.info.mode == "local" and "SSH_CONNECTION" not in os.environ
     if here or place is None or place[0] != LOOPBACK:
         return None
-    login = os.environ.get("SLURM_SUBMIT_HOST")
+    login = backend.rank.environment.login_host(backend.rank.environ)
     jump = f" -J {login}" if login and login != start.node else ""
     return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {start.node}"

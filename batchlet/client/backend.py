@@ -1,7 +1,8 @@
 """Where a cluster lives, as the client sees it: one small protocol, and what passes through it.
 
 A backend is chosen by the environment: *ranks* (the processes that a launcher has started, or that Batchlet has started in an
-allocation) or *local* (this process). Its methods block; where the user's code is asynchronous, the session calls them in a thread.
+allocation) or *local* (this process). Its methods block; where the user's code is asynchronous, the session calls them in a
+thread.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Backend(Protocol):
 
     @property
     def rank(self) -> Rank:
-        """This process, as far as it is known."""
+        """Who this process is, as far as that is known."""
 
     def check(self) -> None:
         """Find out, before anything is started, whether the cluster can be.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,9 @@ class LocalBackend:
         security = tls.security_for(wanted, Credentials.generate() if wanted is True else None)
         token = secrets.token_hex(16) if wanted is not False else None
         enter = self._stack.enter_context
-        self._scratch = enter(workers.scratch(settings, os.environ, rank.info.run_id))
+        self._scratch = enter(
+            workers.scratch(settings, rank.environment.scratch_directories(rank.environ), rank.info.run_id)
+        )
         enter(open_files.for_local(len(plan.workers)))
         enter(processes.hidden_main())
         enter(workers.configured())

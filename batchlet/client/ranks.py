@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +13,7 @@ from .. import timeline
 from ..control.connection import Connection
 from ..dask_import import quicker_import
 from ..errors import EndError
-from ..launchers.srun import start_step
+from ..launchers.step import start_step
 from ..node.rank import PATIENCE, Rank, connect, plan_with_facts, report_failure
 from ..node.rank_roles import take_part
 from ..node.worker_rank import Options, agent_beside
@@ -45,6 +44,8 @@ class RanksBackend:
     def __init__(self, rank: Rank, options: Options) -> None:
         self._rank = rank
         self._options = options
+        # What starts the ranks, where nobody has yet.
+        self._launcher = rank.environment.launcher(rank.environ)
         self._rendezvous = _choose(rank)
         self._stack = contextlib.ExitStack()
         self._connection: Connection | None = None
@@ -58,7 +59,7 @@ class RanksBackend:
 
     def check(self) -> None:
         """See the protocol. Finds out whether the ranks can meet as planned; where MPI cannot be loaded, a file serves too."""
-        if self._starts_ranks or self._rank.info.world_size == 1:
+        if self._launcher is not None or self._rank.info.world_size == 1:
             return
         try:
             self._rendezvous.check()
@@ -71,22 +72,18 @@ class RanksBackend:
             # The launcher's variables allow a guess only.
             self._rank = self._rank.placed(*self._rendezvous.layout)
 
-    @property
-    def _starts_ranks(self) -> bool:
-        return self._rank.info.mode == "allocation"
-
     def start(self) -> StartInfo:
         """See the protocol."""
         rank = self._rank
-        if not self._starts_ranks and rank.role in (SCHEDULER, WORKER):
+        if self._launcher is None and rank.role in (SCHEDULER, WORKER):
             self._end_process(take_part(rank, self._options, self._rendezvous))
-        if self._starts_ranks:
-            record = self._stack.enter_context(start_step(rank, self._options))
+        if self._launcher is not None:
+            record = self._stack.enter_context(start_step(rank, self._options, self._launcher))
             connection = self._connect(record, "client")
         else:
             connection = self._meet()
         plan = plan_with_facts(rank, connection)
-        if not self._starts_ranks:
+        if self._launcher is None:
             with quicker_import():
                 # The script is about to do it; here it is done while the workers start.
                 importlib.import_module("distributed")
@@ -114,7 +111,7 @@ class RanksBackend:
         """Find rank 0, and have the agent of this node host this rank's workers, if it has any."""
         rank, rendezvous, until = self._rank, self._rendezvous, self._rank.deadline + PATIENCE
         by_file = isinstance(rendezvous, FileRendezvous)
-        # The agent of a run that meets through a file can start already; otherwise it waits until this rank tells it the record.
+        # Where the ranks meet through a file the agent can start already; otherwise it is told the record by this rank.
         beside = agent_beside(rank, self._options, rendezvous, lambda: rendezvous.wait(until), told=not by_file)
         if by_file:
             self._stack.enter_context(beside)
@@ -126,7 +123,7 @@ class RanksBackend:
     def _connect(self, record: CoordinatorRecord, name: str) -> Connection:
         rank = self._rank
         brings = [rank.participant] if rank.has_workers_beside else []
-        latest = None if self._starts_ranks else self._rendezvous.latest
+        latest = None if self._launcher is not None else self._rendezvous.latest
         self._connection = connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         self._record = connection.record
         self._stack.callback(connection.close)
@@ -146,7 +143,7 @@ class RanksBackend:
         connection = self._connection
         assert connection is not None
 
-        def hear(message: Mapping[str, Any]) -> None:
+        def hear(message: dict[str, Any]) -> None:
             if message["op"] == "terminate":
                 news.terminate(int(message["number"]), str(message["where"]))
             elif message["op"] == "end":
@@ -216,7 +213,8 @@ class RanksBackend:
 def _choose(rank: Rank) -> Rendezvous:
     """How the ranks meet."""
     wanted, info = rank.settings.rendezvous, rank.info
-    if wanted == "mpi" or (wanted == "auto" and info.mode == "mpi" and MpiRendezvous.available() is None):
+    by_mpi = rank.environment.rendezvous[0] == "mpi"
+    if wanted == "mpi" or (wanted == "auto" and by_mpi and MpiRendezvous.available() is None):
         # Rank 0's patience ends first, so that it is the one to say who is missing.
         return MpiRendezvous(
             rank=info.rank,

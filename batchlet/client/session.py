@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
-from ..environments import first_process, is_first
+from ..environments import first_process, select
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
@@ -124,9 +124,10 @@ class Session:
         if self._start is not None and not in_main and self._disconnected():
             # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
             # asks each time that it gives a sign of life, in the event loop that brings all results.
-            if self._backend.root_cause(_MOMENT) is not None:
-                if self._guard is not None:
-                    self._guard.wait_delivered(_MOMENT)
+            lost = self._backend.root_cause(_MOMENT) is not None
+            if lost and self._guard is not None:
+                self._guard.wait_delivered(_MOMENT)
+            if lost:
                 return Status.closed
         if self._closed:
             return Status.closed
@@ -325,7 +326,7 @@ class Session:
     def _speaks(self) -> bool:
         """Whether this process is the one that prints what all ranks run into."""
         if self._known is not None:
-            return self._known.info.rank == 0 or self.mode == "allocation"
+            return self._known.info.rank == 0 or self._known.environment.launcher(os.environ) is not None
         return first_process(os.environ)
 
     def _speaks_of(self, error: EndError) -> bool:
@@ -341,8 +342,8 @@ class Session:
         """End with an error that nothing was started for."""
         if not error.same_on_every_rank or self._speaks():
             report.failure(error)
-        elif is_first(os.environ) is False:
-            # mpirun ends all ranks when the first one fails: let that be the one that speaks.
+        elif select("auto", os.environ)[0].ends_all:
+            # Let the first one that fails be the one that speaks.
             time.sleep(_MOMENT)
         if self._made is not None:
             self._made.abandon(error.exit_code)

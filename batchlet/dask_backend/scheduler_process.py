@@ -24,8 +24,8 @@ from ..errors import EndError
 from ..node.inputs import unpack_options
 from ..node.rank import Rank, connect
 from ..node.resolve import resolve
-from ..rendezvous.base import CoordinatorRecord
 from ..plan import SCHEDULER
+from ..rendezvous.base import CoordinatorRecord
 from ..security import dashboard_token
 from . import processes, scheduler
 from .tls import security_for
@@ -75,10 +75,11 @@ def main(words: Mapping[str, Any], connection: socket.socket) -> NoReturn:
         processes.close_files({connection.fileno()})
         _forget_tracker()
         connection.setblocking(True)
-        _move(words)
-        connection.sendall(b"started %d\n" % os.getpid())
         orders = words["scheduler"]
+        sys.argv[:] = orders["argv"]
         rank = resolve(orders, words["environ"])
+        _move(rank, words)
+        connection.sendall(b"started %d\n" % os.getpid())
         code = _SchedulerHost(rank, CoordinatorRecord(**orders["record"]), orders["host"], connection).run()
     except EndError as error:
         code = error.exit_code
@@ -99,17 +100,17 @@ def _forget_tracker() -> None:
         tracker._fd = tracker._pid = None
 
 
-def _move(words: Mapping[str, Any]) -> None:
+def _move(rank: Rank, words: Mapping[str, Any]) -> None:
     """Be at home in rank 0 rather than in the rank that has started the agent."""
     timeline.forget()
     with contextlib.suppress(OSError):
         # For `top` and `ps`; it would be called "python", as everything here.
         Path("/proc/self/comm").write_text(_NAME, encoding="utf-8")
-    environ, orders = words["environ"], words["scheduler"]
+    environ, orders = rank.task_environ, words["scheduler"]
     for name in [name for name in os.environ if name not in environ]:
         del os.environ[name]
     os.environ.update(environ)
-    sys.path[:], sys.argv[:] = orders["sys_path"], orders["argv"]
+    sys.path[:] = orders["sys_path"]
     if words["cpus"]:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, words["cpus"])
@@ -140,12 +141,11 @@ class _SchedulerHost:
         token = dashboard_token(record.secret) if record.certificate else None
         security = security_for(settings.security, connection.credentials)
         options = scheduler.options(settings, self._host, security, token)
-        with handled(coordinator.signalled), scratch(settings, os.environ, rank.info.run_id):
+        usual = rank.environment.scratch_directories(os.environ)
+        with handled(coordinator.signalled), scratch(settings, usual, rank.info.run_id):
             # If rank 0 has to kill this process, it tidies up.
             self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
-            asyncio.run(
-                scheduler.serve(coordinator, options, token, settings, rank.workers_expected, self._set_stop)
-            )
+            asyncio.run(scheduler.serve(coordinator, options, token, settings, rank.workers_expected, self._set_stop))
         connection.close()
         return connection.exit_code
 

@@ -238,20 +238,28 @@ def forget_scratch() -> None:
 
 
 @contextlib.contextmanager
-def scratch(settings: Settings, environ: Mapping[str, str], run_id: str) -> Iterator[str]:
+def scratch(settings: Settings, usual: Sequence[str], run_id: str) -> Iterator[str]:
     """Make a directory of this process's own on node-local scratch, and see it removed at the end.
 
     Dask and multiprocessing put what they need into it as well.
 
     A shell waits for the end of this process and removes the directory, so that it also goes when this process is killed.
 
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for, a directory among it.
+    usual : sequence of str
+        Directories that this place has for scratch, the best one first.
+    run_id : str
+        The run, by which people shall know what the directory is for.
+
     Raises
     ------
     SettingsError
         If the directory cannot be made.
     """
-    places = [settings.local_directory, environ.get("SLURM_TMPDIR"), environ.get("TMPDIR"), tempfile.gettempdir()]
-    base = next(place for place in places if place)
+    base = next(iter([*filter(None, [settings.local_directory]), *usual, tempfile.gettempdir()]))
     began = time.monotonic()
     try:
         if settings.local_directory:

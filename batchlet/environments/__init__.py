@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from .base import Environment, Figure, Grant, ProcessInfo
 from .local import Local
-from .mpi import Mpi, is_first
-from .slurm import SlurmAllocation, SlurmStep
+from .mpi import Mpi
+from .slurm import SlurmAllocation, SlurmAllocationStep, SlurmStep
 
-__all__ = ["ENVIRONMENTS", "Environment", "Figure", "Grant", "ProcessInfo", "first_process", "is_first", "select"]
+__all__ = ["ENVIRONMENTS", "Environment", "Figure", "Grant", "ProcessInfo", "first_process", "select"]
 
 ENVIRONMENTS: tuple[Environment, ...] = (Mpi(), SlurmStep(), SlurmAllocation(), Local())
+# Whatever else the ranks may have inherited: these are ours.
+_OWN_STEP = SlurmAllocationStep()
 
 
 def select(mode: str, environ: Mapping[str, str]) -> tuple[Environment, str]:
@@ -29,6 +31,10 @@ def select(mode: str, environ: Mapping[str, str]) -> tuple[Environment, str]:
     LauncherError
         If this is a place in which no cluster can be started.
     """
+    if mode in ("auto", _OWN_STEP.name):
+        reason = _OWN_STEP.detect(environ)
+        if reason is not None:
+            return _OWN_STEP, reason
     for environment in ENVIRONMENTS:
         if mode == environment.name:
             return environment, f'mode="{mode}"'
@@ -41,10 +47,5 @@ def select(mode: str, environ: Mapping[str, str]) -> tuple[Environment, str]:
 
 
 def first_process(environ: Mapping[str, str]) -> bool:
-    """Whether this process is the one that prints what all of them would, before its rank is known for sure."""
-    first = is_first(environ)
-    if first is not None:
-        return first
-    # The first process of the first node speaks.
-    local_id, node_id = environ.get("SLURM_LOCALID", "0"), environ.get("SLURM_NODEID", "0")
-    return "SLURM_STEP_ID" not in environ or (local_id == "0" and node_id == "0")
+    """Whether this process prints what all of them would, before it is known for sure which rank it is."""
+    return select("auto", environ)[0].is_first(environ) is not False

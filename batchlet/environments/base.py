@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from ..errors import LauncherError
+from ..launch_variables import whole_number
+from ..launchers.base import Launcher
 
 __all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "expand_counts", "read_int", "read_ints"]
 
@@ -92,9 +94,36 @@ class Grant:
 
 
 class Environment(ABC):
-    """One way in which processes get started. Reads only the mapping it is given; changes nothing."""
+    """One way in which processes get started. Reads only the mapping it is given; changes nothing.
+
+    Three methods are a must; all others answer for a place of which nothing more is known.
+
+    Attributes
+    ----------
+    name : str
+        What ``mode`` calls it.
+    title : str
+        Name of the system that runs the jobs, for messages; may be empty.
+    gpu_variables : tuple of str
+        Variables that say which GPUs a process may use. Where the ranks of a node differ in them, each one's workers live in
+        processes of its own.
+    rendezvous : tuple of str
+        Ways for the ranks to meet, the best one first; see `batchlet.settings.RENDEZVOUS`.
+    knows_layout : bool
+        Whether `process` knows which ranks are on this node, rather than having to guess.
+    ends_all : bool
+        Whether the launcher ends all ranks as soon as the first one fails.
+    """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
+    gpu_variables: ClassVar[tuple[str, ...]] = (
+        "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
+        "ZE_AFFINITY_MASK",
+    )  # fmt: skip
+    rendezvous: ClassVar[tuple[str, ...]] = ("file",)
+    knows_layout: ClassVar[bool] = True
+    ends_all: ClassVar[bool] = False
 
     @abstractmethod
     def detect(self, environ: Mapping[str, str]) -> str | None:
@@ -132,6 +161,40 @@ class Environment(ABC):
         """Ask the launcher for the memory of every node (bytes, by node name); one process per run does so."""
         return {}
 
+    def is_first(self, environ: Mapping[str, str]) -> bool | None:  # noqa: ARG002
+        """Say whether this process prints what all ranks would, even where `process` refuses the variables.
+
+        Returns
+        -------
+        bool or None
+            `None` if that cannot be told: then every process does.
+        """
+        return None
+
+    def output_is_shared(self, environ: Mapping[str, str]) -> bool:  # noqa: ARG002
+        """Whether what a process prints into a pipe may end where other users can read it."""
+        return False
+
+    def login_host(self, environ: Mapping[str, str]) -> str | None:  # noqa: ARG002
+        """Name the host through which the nodes can be reached from outside; `None` if that is not known."""
+        return None
+
+    def scratch_directories(self, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """Name directories for scratch on this node, the best one first; the system's temporary directory comes after them."""
+        return (environ["TMPDIR"],) if environ.get("TMPDIR") else ()
+
+    def binds_gpus_by_task(self, environ: Mapping[str, str]) -> bool:  # noqa: ARG002
+        """Whether each rank may have GPUs that no other rank of its node can use, whatever the variables say."""
+        return False
+
+    def launcher(self, environ: Mapping[str, str]) -> Launcher | None:  # noqa: ARG002
+        """Give what starts the ranks; `None` where they have been started already, or none is needed."""
+        return None
+
+    def task_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """Give the environment for the user's code: the rank's own, without what was meant for Batchlet."""
+        return environ
+
 
 def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
     """Read a whole number from the first of `names` that is set.
@@ -143,13 +206,13 @@ def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
     """
     for name in names:
         if name in environ:
-            text = environ[name].strip()
-            if not re.fullmatch(r"\d+", text) or int(text) < least:
+            number = whole_number(environ[name])
+            if number is None or number < least:
                 raise LauncherError(
                     f"{name}={environ[name]!r} is malformed: expected a whole number of at least {least}. "
                     f"The launcher sets it; unset it or start the script with srun or mpirun again."
                 )
-            return int(text)
+            return number
     raise LauncherError(
         f"{' or '.join(names)} is not set, though the launcher's other variables are: "
         "was the environment passed on in part? Start the script directly with srun or mpirun."
@@ -158,12 +221,12 @@ def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:
 
 def read_ints(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
     """Read whole numbers separated by commas: ``"0,1,2"``."""
-    text = environ[name].strip()
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    numbers = [whole_number(part) for part in environ[name].split(",")]
+    if None in numbers:
         raise LauncherError(
             f"{name}={environ[name]!r} is malformed: expected whole numbers separated by commas, such as 0,1,2."
         )
-    return tuple(int(part) for part in text.split(","))
+    return tuple(number for number in numbers if number is not None)
 
 
 def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
@@ -176,7 +239,8 @@ def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
     """
     counts: list[int] = []
     for part in environ[name].strip().split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        # Counts of at most seven digits: a typing error must not make a list that fills the memory.
+        match = re.fullmatch(r"(\d{1,10})(?:\(x(\d{1,7})\))?", part)
         if match is None or match[2] == "0":
             raise LauncherError(
                 f"{name}={environ[name]!r} is malformed: expected counts per node in Slurm's form, such as 2(x3),1."

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .base import Environment, Figure, Grant, ProcessInfo
-from .slurm import SlurmStep
+from ..launch_variables import SLURM_CPUS_ON_NODE, SLURM_JOB_ID
+from .base import Figure, Grant, ProcessInfo
+from .slurm import SlurmStep, WithinSlurm
 
 __all__ = ["Local"]
 
 
-class Local(Environment):
+class Local(WithinSlurm):
     """A process that nobody started on purpose as one of many."""
 
     name: ClassVar[str] = "local"
@@ -40,7 +41,7 @@ class Local(Environment):
 
         ``mode="local"`` in a batch script, or in each task of a step, must not take what belongs to others.
         """
-        if "SLURM_JOB_ID" not in environ or "SLURM_CPUS_ON_NODE" not in environ:
+        if SLURM_JOB_ID not in environ or SLURM_CPUS_ON_NODE not in environ:
             return Grant()
         step = SlurmStep()
         grant = step.grant(environ)

@@ -1,7 +1,6 @@
 """MPI launchers: the processes that ``mpirun``, ``mpiexec``, ``jsrun`` or ``flux run`` started, told by their variables.
 
-Nothing here imports MPI. The variables of Open MPI 5 and of MPICH 4 were captured from real runs, the others are those
-that their documentation names.
+Nothing here imports MPI. The table of the launchers' variables is `batchlet.launch_variables.MPI_LAUNCHERS`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import LauncherError
-from .base import OVERSUBSCRIBED, Environment, Figure, Grant, ProcessInfo, expand_counts, read_int
-from .slurm import SlurmStep, node_memory
+from ..launch_variables import (
+    MPI_LAUNCHERS,
+    SLURM_CPUS_ON_NODE,
+    SLURM_JOB_CPUS_PER_NODE,
+    SLURM_JOB_ID,
+    SLURM_JOB_NODELIST,
+    SLURM_RESTART_COUNT,
+    SLURMD_NODENAME,
+    first_set,
+    mpi_launcher,
+    mpi_variables,
+    whole_number,
+)
+from .base import OVERSUBSCRIBED, Figure, Grant, ProcessInfo, expand_counts, read_int
+from .slurm import SlurmStep, WithinSlurm, node_memory
 
-__all__ = ["Mpi", "is_first"]
+__all__ = ["Mpi"]
 
 # Between a rank and its launcher there are at most a few shells and wrappers.
 _MOST_ANCESTORS = 6
@@ -34,72 +46,21 @@ _JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
 
 @dataclass(frozen=True)
 class _Launcher:
-    """The variables of one launcher; of several names for the same thing the first that is set counts."""
+    """A line of `MPI_LAUNCHERS`."""
 
     name: str
     rank: str
     size: tuple[str, ...]
-    local_rank: tuple[str, ...] = ()
-    local_size: tuple[str, ...] = ()
-    nodes: str = ""
-    run: tuple[str, ...] = ()
+    local_rank: tuple[str, ...]
+    local_size: tuple[str, ...]
+    nodes: str
+    run: tuple[str, ...]
 
 
-# In this order: jsrun and Flux also set PMI_* or PMIX_*, for the MPI library; Cray's PALS sets PMI_SIZE beside its own.
-_LAUNCHERS = (
-    _Launcher(
-        "Open MPI",
-        "OMPI_COMM_WORLD_RANK",
-        ("OMPI_COMM_WORLD_SIZE",),
-        ("OMPI_COMM_WORLD_LOCAL_RANK",),
-        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
-        run=("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"),
-    ),
-    _Launcher(
-        "MVAPICH2",
-        "MV2_COMM_WORLD_RANK",
-        ("MV2_COMM_WORLD_SIZE",),
-        ("MV2_COMM_WORLD_LOCAL_RANK",),
-        ("MV2_COMM_WORLD_LOCAL_SIZE",),
-    ),
-    _Launcher(
-        "jsrun",
-        "JSM_NAMESPACE_RANK",
-        ("JSM_NAMESPACE_SIZE",),
-        ("JSM_NAMESPACE_LOCAL_RANK",),
-        ("JSM_NAMESPACE_LOCAL_SIZE",),
-        run=("PMIX_NAMESPACE",),
-    ),
-    _Launcher(
-        "PALS",
-        "PALS_RANKID",
-        ("PALS_SIZE", "PMI_SIZE"),
-        ("PALS_LOCAL_RANKID",),
-        ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
-        run=("PALS_APID",),
-    ),
-    _Launcher(
-        "Flux",
-        "FLUX_TASK_RANK",
-        ("FLUX_JOB_SIZE",),
-        ("FLUX_TASK_LOCAL_ID",),
-        nodes="FLUX_JOB_NNODES",
-        run=("FLUX_JOB_ID",),
-    ),
-    _Launcher(
-        "MPICH",
-        "PMI_RANK",
-        ("PMI_SIZE",),
-        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
-        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
-        run=("PMI_JOBID",),
-    ),
-    # Without OMPI_COMM_WORLD_*: PRRTE's own `prun`. It sets no size.
-    _Launcher("PMIx", "PMIX_RANK", ("PMIX_SIZE",), run=("PMIX_NAMESPACE",)),
-)
+_LAUNCHERS = {row[0]: _Launcher(*row) for row in MPI_LAUNCHERS}
 
 
-class Mpi(Environment):
+class Mpi(WithinSlurm):
     """A process that an MPI launcher started.
 
     Inside a Slurm job too: there Slurm's variables are those of the batch script or of the launcher's daemons, each of
@@ -107,13 +68,18 @@ class Mpi(Environment):
     """
 
     name: ClassVar[str] = "mpi"
+    rendezvous: ClassVar[tuple[str, ...]] = ("mpi", "file")
+    # No launcher lists the ranks of a node.
+    knows_layout: ClassVar[bool] = False
+    ends_all: ClassVar[bool] = True
 
     def detect(self, environ: Mapping[str, str]) -> str | None:
         """Say which variable tells of an MPI launcher."""
-        launcher = _find(environ)
-        if launcher is None or _is_srun(launcher, environ):
+        name = mpi_launcher(environ)
+        if name is None:
             return None
-        return f"{launcher.rank}={environ[launcher.rank]}"
+        rank = _LAUNCHERS[name].rank
+        return f"{rank}={environ[rank]}"
 
     def process(self, environ: Mapping[str, str]) -> ProcessInfo:
         """Read rank, world and node; see the base class.
@@ -130,7 +96,7 @@ class Mpi(Environment):
         """
         launcher = _find(environ)
         if launcher is None:
-            names = " or ".join(launcher.rank for launcher in _LAUNCHERS)
+            names = " or ".join(launcher.rank for launcher in _LAUNCHERS.values())
             raise LauncherError(f"No MPI launcher was found: {names} is not set. Start the script with mpirun.")
         rank = read_int(environ, launcher.rank)
         if not any(name in environ for name in launcher.size):
@@ -143,7 +109,7 @@ class Mpi(Environment):
         if rank >= size:
             raise LauncherError(
                 f"{launcher.rank}={rank} cannot be: there are {size} ranks, numbered from 0 "
-                f"({_first(environ, launcher.size)}). Was the environment changed after {launcher.name} started the script?"
+                f"({first_set(environ, launcher.size)}). Was the environment changed after {launcher.name} started the script?"
             )
         local_size, nodes = _local_size(launcher, environ, size)
         return ProcessInfo(
@@ -155,7 +121,7 @@ class Mpi(Environment):
             local_ranks=_block(rank, size, local_size, _local_rank(launcher, environ, local_size)),
             run_id=_run_id(launcher, environ),
             job=_title(launcher, environ)
-            + (f" in Slurm job {environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in environ else ""),
+            + (f" in Slurm job {environ[SLURM_JOB_ID]}" if SLURM_JOB_ID in environ else ""),
         )
 
     def grant(self, environ: Mapping[str, str]) -> Grant:
@@ -167,9 +133,9 @@ class Mpi(Environment):
         """
         launcher = _find(environ)
         local_size, variable = 1, ""
-        if launcher is not None and (variable := _first(environ, launcher.local_size)):
+        if launcher is not None and (variable := first_set(environ, launcher.local_size)):
             local_size = read_int(environ, variable, least=1)
-        cpus = _slurm_cpus(environ) if "SLURM_JOB_ID" in environ else None
+        cpus = _slurm_cpus(environ) if SLURM_JOB_ID in environ else None
         memory = None
         if cpus is not None:
             memory = node_memory(environ, cpus.value)
@@ -189,49 +155,27 @@ class Mpi(Environment):
         """Ask Slurm for the memory of every node, inside a Slurm job."""
         return SlurmStep().ask(environ)
 
-
-def is_first(environ: Mapping[str, str]) -> bool | None:
-    """Say whether an MPI launcher made this process rank 0, even where `Mpi.process` refuses the variables.
-
-    Returns
-    -------
-    bool or None
-        `None` if there is no MPI launcher. True for every process whose rank cannot be read: one of them must speak.
-    """
-    launcher = _find(environ)
-    if launcher is None or _is_srun(launcher, environ):
-        return None
-    rank = environ[launcher.rank].strip()
-    return not rank.isdigit() or int(rank) == 0
+    def is_first(self, environ: Mapping[str, str]) -> bool | None:
+        """See the base class; true for every process whose rank cannot be read: one of them must speak."""
+        launcher = _find(environ)
+        return None if launcher is None else not whole_number(environ[launcher.rank])
 
 
 def _find(environ: Mapping[str, str]) -> _Launcher | None:
-    return next((launcher for launcher in _LAUNCHERS if launcher.rank in environ), None)
-
-
-def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
-    """The first of `names` that is set, "" if none is."""
-    return next((name for name in names if name in environ), "")
-
-
-def _is_srun(launcher: _Launcher, environ: Mapping[str, str]) -> bool:
-    """Whether srun itself set the PMI or PMIx variables: rank and size are those of the Slurm task."""
-    if launcher.name not in ("MPICH", "PMIx") or "SLURM_STEP_ID" not in environ or "MPI_LOCALRANKID" in environ:
-        return False
-    size = _first(environ, launcher.size)
-    tasks = environ.get("SLURM_STEP_NUM_TASKS")
-    return environ[launcher.rank] == environ.get("SLURM_PROCID") and (not size or environ[size] == tasks)
+    """The launcher whose variables are there, which may be srun's: ``mode="mpi"`` takes them as they are."""
+    name = mpi_variables(environ)
+    return None if name is None else _LAUNCHERS[name]
 
 
 def _local_size(launcher: _Launcher, environ: Mapping[str, str], size: int) -> tuple[int, int]:
     """How many ranks this node has, and how many nodes there may be."""
     nodes = read_int(environ, launcher.nodes, least=1) if launcher.nodes in environ else 0
-    variable = _first(environ, launcher.local_size)
+    variable = first_set(environ, launcher.local_size)
     if variable:
         local_size = read_int(environ, variable, least=1)
         if local_size > size:
             raise LauncherError(
-                f"{variable}={local_size} cannot be: there are {size} ranks in all ({_first(environ, launcher.size)})."
+                f"{variable}={local_size} cannot be: there are {size} ranks in all ({first_set(environ, launcher.size)})."
             )
     else:
         local_size = math.ceil(size / (nodes or 1))
@@ -239,14 +183,14 @@ def _local_size(launcher: _Launcher, environ: Mapping[str, str], size: int) -> t
 
 
 def _local_rank(launcher: _Launcher, environ: Mapping[str, str], local_size: int) -> int | None:
-    variable = _first(environ, launcher.local_rank)
+    variable = first_set(environ, launcher.local_rank)
     if not variable:
         return None
     local_rank = read_int(environ, variable)
-    if local_rank >= local_size and _first(environ, launcher.local_size):
+    if local_rank >= local_size and first_set(environ, launcher.local_size):
         raise LauncherError(
             f"{variable}={local_rank} cannot be: there are {local_size} ranks on this node, numbered from 0 "
-            f"({_first(environ, launcher.local_size)})."
+            f"({first_set(environ, launcher.local_size)})."
         )
     return local_rank
 
@@ -273,11 +217,11 @@ def _title(launcher: _Launcher, environ: Mapping[str, str]) -> str:
 def _run_id(launcher: _Launcher, environ: Mapping[str, str]) -> str:
     """Name the run; what it rests on stands at `Mpi.process`."""
     parts = ["mpi"]
-    if "SLURM_JOB_ID" in environ:
-        parts.append(f"slurm{environ['SLURM_JOB_ID']}")
-        if "SLURM_RESTART_COUNT" in environ:
-            parts.append(f"r{environ['SLURM_RESTART_COUNT']}")
-    variable = _first(environ, launcher.run)
+    if SLURM_JOB_ID in environ:
+        parts.append(f"slurm{environ[SLURM_JOB_ID]}")
+        if SLURM_RESTART_COUNT in environ:
+            parts.append(f"r{environ[SLURM_RESTART_COUNT]}")
+    variable = first_set(environ, launcher.run)
     if variable:
         parts.append(environ[variable])
     elif control_port := _control_port():
@@ -328,15 +272,15 @@ def _launcher_affinity() -> int:
 def _slurm_cpus(environ: Mapping[str, str]) -> Figure[int] | None:
     """CPUs that the Slurm job has on this node, where its variables say so."""
     # MPICH's mpiexec brings a part of the first node's variables to the others, SLURMD_NODENAME among them (seen).
-    if environ.get("SLURMD_NODENAME", "").split(".")[0] == _node() and "SLURM_CPUS_ON_NODE" in environ:
-        return Figure(read_int(environ, "SLURM_CPUS_ON_NODE", least=1), "SLURM_CPUS_ON_NODE")
-    if "SLURM_JOB_CPUS_PER_NODE" in environ:
-        counts = expand_counts(environ, "SLURM_JOB_CPUS_PER_NODE")
-        nodes = _expand_nodes(environ.get("SLURM_JOB_NODELIST", ""))
+    if environ.get(SLURMD_NODENAME, "").split(".")[0] == _node() and SLURM_CPUS_ON_NODE in environ:
+        return Figure(read_int(environ, SLURM_CPUS_ON_NODE, least=1), SLURM_CPUS_ON_NODE)
+    if SLURM_JOB_CPUS_PER_NODE in environ:
+        counts = expand_counts(environ, SLURM_JOB_CPUS_PER_NODE)
+        nodes = _expand_nodes(environ.get(SLURM_JOB_NODELIST, ""))
         if _node() in nodes and len(nodes) == len(counts):
-            return Figure(counts[nodes.index(_node())], "SLURM_JOB_CPUS_PER_NODE")
+            return Figure(counts[nodes.index(_node())], SLURM_JOB_CPUS_PER_NODE)
         if len(set(counts)) == 1:
-            return Figure(counts[0], "SLURM_JOB_CPUS_PER_NODE")
+            return Figure(counts[0], SLURM_JOB_CPUS_PER_NODE)
     return None
 
 

@@ -1,1 +1,1 @@
-"""How Batchlet itself starts ranks, where nobody else has."""
+"""How Batchlet itself starts ranks, where nobody else has: one module per launcher, beside `base`, which says what each can."""

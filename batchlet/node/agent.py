@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .. import open_files, report, timeline
@@ -79,7 +79,9 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
                 with quicker_import():
                     from ..dask_backend import fork_server, processes, tls, workers
                 seen = look()
-            directory = stack.enter_context(workers.scratch(rank.settings, os.environ, info.run_id))
+            directory = stack.enter_context(
+                workers.scratch(rank.settings, rank.environment.scratch_directories(os.environ), info.run_id)
+            )
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
@@ -155,7 +157,7 @@ class _Agent:
         self._directory = directory
         self._seen = seen
         self._problem = problem
-        self._rules = SharingRules(cgroup_memory())
+        self._rules = SharingRules(rank.environment, cgroup_memory())
         self._host_facts = read_host()
         self._facts: Mapping[str, Any] = {}
         self._address = ""
@@ -384,7 +386,7 @@ class _Agent:
         connection.send("plan", participant=local_rank.name, workers=[[w.name, w.threads, w.memory] for w in plans])
         address = await asyncio.shield(self._started)
         try:
-            context = workers.RankContext(local_rank.rank.environ, local_rank.cpus, self._rules.cpus)
+            context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
             specs = [workers.nanny_spec(plan, settings, self._site, context) for plan in plans]
             await asyncio.gather(
                 *(

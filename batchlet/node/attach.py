@@ -1,18 +1,20 @@
 """How a rank attaches to the agent of its node, which hosts the workers of all ranks there, and waits for the end.
 
-The first rank that comes binds a Unix socket named after the run and the node, and starts the agent, which listens on it. Every
-rank, the first one included, connects, says what it is (`batchlet.node.inputs`) and waits. The connection tells the agent at once
-when a rank dies, and the ranks when the agent dies. While they wait they are shells of some hundred kilobytes (`wait.sh`);
-whatever the user's script had imported above the ``with`` no longer takes memory.
+The first rank that comes binds a Unix socket named after the run and the node, and starts the agent, which listens on it.
+Every rank, the first one included, connects, says what it is (`batchlet.node.inputs`) and waits. The connection tells the agent
+at once when a rank dies, and the ranks when the agent dies. While they wait they are shells of some hundred kilobytes
+(`wait.sh`); whatever the user's script had imported above the ``with`` no longer takes memory.
 
-The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody can bind that name, so both
-sides ask the kernel whose process the other one is. Where somebody else has it, or nobody answers there (`StrangerError`), the
-ranks of the node meet under a name made from the run's secret, once rank 0 has published that. On systems without such sockets, and for
-ranks that share nothing with others, every rank starts an agent of its own, over a pair of sockets without a name.
+The socket has a name in Linux' abstract namespace: no file that a killed run leaves behind. Anybody can bind that name, so
+both sides ask the kernel whose process the other one is. Where somebody else has it, or nobody answers there
+(`StrangerError`), the ranks of the node meet under a name made from the run's secret, once rank 0 has published that. On
+systems without such sockets, and for ranks that share nothing with others, every rank starts an agent of its own, over a pair
+of sockets without a name.
 
 There is one way for all ranks. What differs is when: a process that is plainly a worker rank of a Slurm step attaches before
-anything else of Batchlet is imported (`attach_early`), since hundreds of them begin at the same moment, on the CPUs that the workers
-need to start. This module imports next to nothing (of the interpreter's own modules the ones in C, whose Python faces take 10 ms).
+anything else of Batchlet is imported (`attach_early`), since hundreds of them begin at the same moment, on the CPUs that the
+workers need to start. This module imports next to nothing (of the interpreter's own modules the ones in C, whose Python faces
+take 10 ms).
 
 What a rank and the agent say to each other after the rank's first message:
 
@@ -32,7 +34,7 @@ import os
 import sys
 import time
 
-from ..launch_variables import STEP, slurm_worker_rank
+from ..launch_variables import SLURM_STEP_ID, SLURM_STEP_NAMES, slurm_worker_rank
 from .inputs import encode, for_agent, of_this_rank
 
 TYPE_CHECKING = False
@@ -96,7 +98,7 @@ def socket_name(run_id: str, node: str, environ: Mapping[str, str]) -> bytes | N
     if not sys.platform.startswith("linux"):
         return None
     # Known before anything of Slurm's variables has been understood.
-    parts = [environ.get(name, "") for name in STEP] if "SLURM_STEP_ID" in environ else [run_id, node]
+    parts = [environ.get(name, "") for name in SLURM_STEP_NAMES] if SLURM_STEP_ID in environ else [run_id, node]
     name = "-".join(["batchlet", str(os.geteuid()), *parts])
     if len(name) > _LONGEST_NAME:
         import hashlib
@@ -110,7 +112,9 @@ def secret_name(secret: str, node: str) -> bytes:
     import hashlib
     import hmac
 
-    return b"\0batchlet-" + hmac.new(bytes.fromhex(secret), f"agent:{node}".encode(), hashlib.sha256).hexdigest().encode()
+    return (
+        b"\0batchlet-" + hmac.new(bytes.fromhex(secret), f"agent:{node}".encode(), hashlib.sha256).hexdigest().encode()
+    )
 
 
 def user_of_peer(connection: _socket.socket) -> int:
@@ -211,6 +215,7 @@ def attach_early(environ: Mapping[str, str], options: Mapping[str, object] | Seq
     deadline = time.monotonic() + _START_TIMEOUT
     connection = AgentConnection(
         socket_name("", "", environ),
+        environ,
         lambda: of_this_rank(environ),
         lambda **ours: for_agent(options, deadline, **ours),
         deadline + PATIENCE,
@@ -233,6 +238,8 @@ class AgentConnection:
     ----------
     name : bytes, optional
         Of the agent's socket; `None` for an agent of this rank's own.
+    environ : mapping of str to str
+        The rank's environment, which is the agent's too if this rank starts it.
     of_rank : callable
         Gives what this rank says of itself, as soon as it can; see `batchlet.node.inputs.of_this_rank`.
     of_launch : callable
@@ -243,28 +250,30 @@ class AgentConnection:
         Gives the name to meet under where the first one is another user's; see `secret_name`.
     stop_timeout : float
         Seconds that an agent which this process has started has to end, once it has said that the run is over.
-    shell : bool
+    becomes_shell : bool
         Whether this process may become a shell while it waits; not so if it is more than a rank with workers.
     """
 
     def __init__(
         self,
         name: bytes | None,
+        environ: Mapping[str, str],
         of_rank: Callable[[], Mapping[str, Any]],
         of_launch: Callable[..., Mapping[str, Any]],
         deadline: float,
         *,
         other_name: Callable[[], bytes] | None = None,
         stop_timeout: float = 15.0,
-        shell: bool = True,
+        becomes_shell: bool = True,
     ) -> None:
         self._name = name
+        self._environ = environ
         self._other_name = other_name
         self._of_rank = of_rank
         self._of_launch = of_launch
         self._deadline = deadline
         self._stop_timeout = stop_timeout
-        self._shell = shell
+        self._becomes_shell = becomes_shell
         self._socket: _socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._accepted = False
@@ -325,7 +334,7 @@ class AgentConnection:
         try:
             self._socket.sendall(b"signalled %d\n" % number)
         except OSError:
-            pass  # the agent is gone, and this rank ends in a moment
+            return  # the agent is gone, and this rank ends in a moment
 
     def leave(self) -> None:
         """Tell the agent that this rank needs its workers no more; from another thread than the one that waits."""
@@ -337,6 +346,7 @@ class AgentConnection:
 
     def _converse(self, words: Mapping[str, Any]) -> str:
         """Talk with the agent until it has a last word; nothing if it ends before it has answered at all."""
+        agents_end: _socket.socket | None
         if self._name is None:
             self._socket, agents_end = _socket.socketpair()
         else:
@@ -367,11 +377,11 @@ class AgentConnection:
             self._accepted = True
             self._socket.settimeout(None)
             # Who has started the agent sees it end, and gone from the process table: Slurm looks for what is left of a step.
-            if self._shell and self._process is None and not rest:
+            if self._becomes_shell and self._process is None and not rest:
                 from .wait import become_shell, may_become_shell
 
                 if may_become_shell():
-                    become_shell(self._socket)
+                    become_shell(self._socket, self._environ)
 
     def _start(self, agents_end: _socket.socket, message: bytes) -> None:
         """Start the agent; in the shell that this process becomes, if it may."""
@@ -379,14 +389,16 @@ class AgentConnection:
 
         assert self._socket is not None
         listens = self._name is not None
-        if self._shell and len(message) < _ROOM and may_become_shell():
+        if self._becomes_shell and len(message) < _ROOM and may_become_shell():
             orders = encode(self._of_launch(socket=AGENT_SOCKET, listens=listens, stranger=self._stranger))
             self._socket.sendall(message)
-            become_shell(self._socket, agents_end, orders)
+            become_shell(self._socket, self._environ, agents_end, orders)
             sys.exit("batchlet: error: /bin/sh cannot be run.")
         from .start import start_agent
 
-        self._process = start_agent(self._of_launch(socket=agents_end.fileno(), listens=listens, stranger=self._stranger))
+        self._process = start_agent(
+            self._of_launch(socket=agents_end.fileno(), listens=listens, stranger=self._stranger), self._environ
+        )
         agents_end.close()
 
     def _let_go(self) -> int | None:

@@ -1,7 +1,8 @@
 """The processes that Batchlet itself starts: the agent of a node, and the ranks of a step in an allocation.
 
-Each reads its orders from standard input (`batchlet.node.wait.START` does that, before anything of ours is imported), not from the
-command line, since everybody on the machine can read command lines. What the orders mean is found out here: settings, identity.
+Each reads its orders from standard input (`batchlet.node.wait.START` does that, before anything of ours is imported), not from
+the command line, since everybody on the machine can read command lines. What the orders mean is found out here: settings,
+identity.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..rendezvous.base import CoordinatorRecord
 from ..rendezvous.pipe import PipeRendezvous
 from . import inputs
 from .agent import run_agent
+from .rank import Rank
 from .rank_roles import take_part
 from .resolve import resolve
 from .wait import AGENT
@@ -60,7 +62,8 @@ def _be_the_agent(orders: Mapping[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     os.setsid()
-    rank = resolve(orders, os.environ)
+    rank = resolve(orders, dict(os.environ))
+    _forget_what_is_ours(rank)
     code = run_agent(rank, orders)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -71,9 +74,16 @@ def _be_the_agent(orders: Mapping[str, Any]) -> int:
 def _be_a_rank(orders: Mapping[str, Any], stream: BinaryIO) -> int:
     """Be a rank of a step, for as long as its starter lives: the pipe from there ends with it, whatever ends it."""
     inbox = _Inbox(stream)
-    rank = resolve(orders, os.environ, from_elsewhere=True)
+    rank = resolve(orders, dict(os.environ), from_elsewhere=True)
+    _forget_what_is_ours(rank)
     options, _ = inputs.unpack_options(orders)
     return take_part(rank, options, PipeRendezvous(lambda: inbox.record))
+
+
+def _forget_what_is_ours(rank: Rank) -> None:
+    """Take away the variables that were meant for Batchlet: no process of the user's code is to think that it is a rank."""
+    for name in rank.environ.keys() - rank.task_environ.keys():
+        del os.environ[name]
 
 
 class _Inbox:

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from .. import open_files, report
 from ..control.coordinator import Coordinator
@@ -124,7 +124,9 @@ class CoordinatorRank:
         except NetworkError as error:
             return reachable_host(self._rank.info.node, self._rank.info.nodes, None), error
 
-    def _welcome(self, coordinator: Coordinator, host: str, record: CoordinatorRecord, failure: EndError | None) -> None:
+    def _welcome(
+        self, coordinator: Coordinator, host: str, record: CoordinatorRecord, failure: EndError | None
+    ) -> None:
         facts = self._facts()
         coordinator.tell(facts)
         error = failure or self._problem(facts)
@@ -179,7 +181,8 @@ class CoordinatorRank:
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
         rank = self._rank
-        with scratch(rank.settings, rank.environ, rank.info.run_id):
+        usual = rank.environment.scratch_directories(rank.environ)
+        with scratch(rank.settings, usual, rank.info.run_id):
             token = dashboard_token(record.secret) if record.certificate else None
             security = tls.security_for(rank.settings.security, self._credentials)
             options = scheduler.options(rank.settings, host, security, token)

@@ -54,11 +54,18 @@ def of_this_rank(
         "cgroups": [line.rpartition("/task_")[0] or line for line in cgroups],
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "record": record,
-        "layout": None if layout is None else list(layout),
+        "layout": layout,
     }
 
 
-def for_agent(options: Mapping[str, object] | Sequence[str], until: float, **more: object) -> dict[str, Any]:
+def for_agent(
+    options: Mapping[str, object] | Sequence[str],
+    until: float,
+    *,
+    layout: Sequence[Any] | None = None,
+    told: bool = False,
+    **more: object,
+) -> dict[str, Any]:
     """Say what the launch is about, for a process that Batchlet starts.
 
     Parameters
@@ -67,12 +74,16 @@ def for_agent(options: Mapping[str, object] | Sequence[str], until: float, **mor
         Keywords of the runner, or the command line of ``python -m batchlet``.
     until : float
         When all workers must have joined, in seconds of `time.monotonic`.
+    layout : sequence, optional
+        As for `of_this_rank`.
+    told : bool
+        Whether the ranks will say where the coordinator is; otherwise the agent looks for the record itself.
     **more
         Plain data for this kind of process.
     """
     dask = sys.modules.get("dask.config")
-    config = dict(dask.config) if dask is not None else None
-    words: object = dict(options) if hasattr(options, "keys") else list(options)
+    config: Any = dict(dask.config) if dask is not None else None
+    words: Any = dict(options) if hasattr(options, "keys") else list(options)
     try:
         marshal.dumps((words, config))
     except ValueError:
@@ -88,6 +99,8 @@ def for_agent(options: Mapping[str, object] | Sequence[str], until: float, **mor
         "until": until,
         # For a process on another node, whose clock is another one.
         "patience": until - time.monotonic(),
+        "layout": layout,
+        "told": told,
         **more,
     }
 

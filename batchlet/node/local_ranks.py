@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import open_files
-from ..environments import Figure
+from ..environments import Environment, Figure
 from ..plan import WorkerPlan
 from ..resources import HostFacts
 from .inputs import of_this_rank
@@ -18,15 +18,8 @@ from .rank import Facts, Rank
 
 __all__ = ["LocalRank", "SharingRules", "plan_of"]
 
-# Variables that say which GPUs a process may see. Where ranks differ in them, each one's workers live in processes of its own.
-_GPUS = (
-    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
-    "ZE_AFFINITY_MASK", "SLURM_STEP_GPUS",
-)  # fmt: skip
 # Variables that decide which code a process loads.
 _LOADING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
-# Slurm may keep a task's GPUs from all other tasks by its cgroup, whatever the variables say.
-_GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 
 
 @dataclass(eq=False)
@@ -69,11 +62,14 @@ class SharingRules:
 
     Parameters
     ----------
+    environment : Environment
+        How the ranks were started.
     cgroup_memory : Figure of int, optional
         The memory limit of this process.
     """
 
-    def __init__(self, cgroup_memory: Figure[int] | None) -> None:
+    def __init__(self, environment: Environment, cgroup_memory: Figure[int] | None) -> None:
+        self._environment = environment
         self._ours = of_this_rank(os.environ)
         # A limit of one task is not the limit of another one.
         self._for_one_task = cgroup_memory is not None and "/task_" in cgroup_memory.source
@@ -98,8 +94,8 @@ class SharingRules:
         environ = words["environ"]
         return (
             self.may_fork_for(words)
-            and all(environ.get(name) == os.environ.get(name) for name in _GPUS)
-            and not any("gpu" in (name + environ.get(name, "")).lower() for name in _GPUS_BY_TASK if name in environ)
+            and all(environ.get(name) == os.environ.get(name) for name in self._environment.gpu_variables)
+            and not self._environment.binds_gpus_by_task(environ)
         )
 
 

@@ -111,6 +111,11 @@ class Rank:
         return sum(hosts_workers(self.info, self.settings, rank) for rank in self.info.local_ranks)
 
     @property
+    def task_environ(self) -> Mapping[str, str]:
+        """The environment for the user's code."""
+        return self.environment.task_environ(self.environ)
+
+    @property
     def workers_expected(self) -> int:
         """About how many workers will come, on all nodes together."""
         return max(self.info.world_size, self.info.nodes * (self.settings.workers_per_node or 0))

@@ -1,7 +1,7 @@
 """Rank 0's scheduler in a process of its own, which the agent of its node forks: that has imported Dask already.
 
-Rank 0 imports Dask for nothing else. It asks through the agent's socket (see `batchlet.node.attach`), with the raw inputs that an
-agent would get; the answer is the number of the process, which has that connection from then on, so that each of the two
+Rank 0 imports Dask for nothing else. It asks through the agent's socket (see `batchlet.node.attach`), with the raw inputs that
+an agent would get; the answer is the number of the process, which has that connection from then on, so that each of the two
 sees at once when the other is gone. ``own`` from the agent says that rank 0 is to be the scheduler itself.
 """
 

@@ -23,8 +23,8 @@ def command(kind: str) -> list[str]:
     return [sys.executable, "-c", START, kind]
 
 
-def start_agent(orders: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    """Start the agent of a node, which inherits the socket that the orders name.
+def start_agent(orders: Mapping[str, Any], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the agent of a node, in the environment of a rank; it inherits the socket that the orders name.
 
     It is in a session of its own: a Ctrl-C at a terminal is for the client, which still needs the workers to save its work.
     """
@@ -35,7 +35,7 @@ def start_agent(orders: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         command(AGENT),
         stdin=stdin,
         pass_fds=(orders["socket"],),
-        env={**AGENT_ENVIRONMENT, **os.environ},
+        env={**AGENT_ENVIRONMENT, **environ},
     )
     if process.stdin is None:
         os.close(stdin)

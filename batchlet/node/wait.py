@@ -12,6 +12,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Mapping
 
 __all__ = ["AGENT", "AGENT_ENVIRONMENT", "AGENT_SOCKET", "START", "become_shell", "may_become_shell"]
 
@@ -61,7 +62,10 @@ def may_become_shell() -> bool:
 
 
 def become_shell(
-    connection: _socket.socket, agents_end: _socket.socket | None = None, orders: bytes | None = None
+    connection: _socket.socket,
+    environ: Mapping[str, str],
+    agents_end: _socket.socket | None = None,
+    orders: bytes | None = None,
 ) -> None:
     """Wait for the rest as a shell; returns if that is not possible after all.
 
@@ -69,12 +73,14 @@ def become_shell(
     ----------
     connection : socket
         To the agent.
+    environ : mapping of str to str
+        Of this rank.
     agents_end : socket, optional
         Of an agent that the shell starts first.
     orders : bytes, optional
         The orders of that agent.
     """
-    environ = dict(os.environ)
+    environ = dict(environ)
     given = [(connection.fileno(), _CONNECTION)]
     if agents_end is not None and orders is not None:
         given += [(agents_end.fileno(), AGENT_SOCKET), (memory_file(orders), _ORDERS)]

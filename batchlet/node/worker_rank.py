@@ -46,7 +46,7 @@ def work(rank: Rank, options: Options, rendezvous: Rendezvous) -> int:
         lambda: rendezvous.wait(rank.deadline + PATIENCE),
         layout_of(rendezvous),
         told=not isinstance(rendezvous, FileRendezvous),
-        shell=True,
+        becomes_shell=True,
     )
     with handled(connection.on_signal):
         return connection.hold()
@@ -74,7 +74,7 @@ def agent_beside(
     if not rank.has_workers_beside:
         yield
         return
-    connection = _connection(rank, options, record, layout_of(rendezvous), told=told, shell=False)
+    connection = _connection(rank, options, record, layout_of(rendezvous), told=told, becomes_shell=False)
     thread = threading.Thread(target=_hold, args=(connection,), name="batchlet-agent-connection", daemon=True)
     thread.start()
     try:
@@ -99,19 +99,20 @@ def _connection(
     layout: list[Any] | None,
     *,
     told: bool,
-    shell: bool,
+    becomes_shell: bool,
 ) -> AgentConnection:
     info, settings = rank.info, rank.settings
     # Now: a head rank starts its agent in a thread, while it imports Dask itself.
     launch = for_agent(options, rank.deadline, layout=layout, told=told)
     return AgentConnection(
         socket_name(info.run_id, info.node, rank.environ) if settings.share_node else None,
+        rank.environ,
         lambda: of_this_rank(rank.environ, record=asdict(record()) if told else None, layout=layout),
         lambda **ours: {**launch, **ours},
         rank.deadline + AGENTS_PATIENCE,
         other_name=lambda: secret_name(record().secret, info.node),
         stop_timeout=settings.stop_timeout,
-        shell=shell,
+        becomes_shell=becomes_shell,
     )
 
 

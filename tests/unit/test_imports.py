@@ -31,7 +31,8 @@ HEAVY = {
 
 # The way of the data, room by room: a module imports only from lines above its own, in its room or another one.
 ROOMS = (
-    ("", (("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
+    ("", (("launch_variables",), ("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
+    ("launchers", (("launchers",), ("launchers.base",), ("launchers.srun",))),
     (
         "environments",
         (
@@ -69,7 +70,7 @@ ROOMS = (
         ),
     ),
     ("node", (("node.rank",), ("node.agent",), ("node.__main__",))),
-    ("launchers", (("launchers",), ("launchers.srun",))),
+    ("launchers", (("launchers.step",),)),
     ("client", (("client",), ("client.session",))),
     ("", (("runner",), ("",), ("cli",), ("__main__",))),
 )

@@ -46,7 +46,7 @@ def shown(process) -> list[str]:
 
 def orders() -> StepOrders:
     settings = Settings.resolve({"workers_per_node": 2}, {})
-    return StepOrders(settings, {"SLURM_MEM_PER_CPU": "512"}, ("/somewhere",), 30.0, None)
+    return StepOrders(settings, ("/somewhere",), 30.0)
 
 
 def test_what_is_sent_is_received_in_order_and_then_the_end(receiver):
@@ -62,7 +62,7 @@ def test_orders_survive_the_way(receiver):
     send(receiver.stdin, orders())
     text, end = shown(receiver)
     assert end == "the end"
-    for part in ("workers_per_node=2", "'SLURM_MEM_PER_CPU': '512'", "('/somewhere',)", "patience=30.0"):
+    for part in ("workers_per_node=2", "('/somewhere',)", "patience=30.0"):
         assert part in text
 
 
@@ -85,7 +85,7 @@ from batchlet.settings import Settings
 class Mine:
     def __repr__(self): return "mine, by value"
 settings = Settings.resolve({"worker_class": Mine, "worker_options": {"key": Mine()}}, {})
-send(sys.stdout.buffer, StepOrders(settings, {}, (), 30.0, None))
+send(sys.stdout.buffer, StepOrders(settings, (), 30.0))
 """
     sent = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60).stdout
     settings = cloudpickle.loads(sent[8:]).settings

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from batchlet import report
+from batchlet.environments.local import Local
 from batchlet.errors import PlanError
 
 GIB = 1 << 30
@@ -71,7 +72,7 @@ def test_others_may_read_a_file_by_its_mode(monkeypatch, tmp_path, mode, slurm, 
     path.touch()
     path.chmod(mode)
     with path.open("w") as file, stderr_is(file.fileno()):
-        assert report.others_may_read() is readable
+        assert report.others_may_read(shared=Local().output_is_shared(os.environ)) is readable
 
 
 @pytest.mark.parametrize(("environ", "readable"), [({}, False), ({"SLURM_JOB_ID": "1"}, True)])
@@ -80,7 +81,7 @@ def test_others_may_read_what_slurm_takes_by_a_pipe(monkeypatch, environ, readab
         monkeypatch.setenv(name, value)
     ends = os.pipe()
     with stderr_is(ends[1]):
-        found = report.others_may_read()
+        found = report.others_may_read(shared=Local().output_is_shared(os.environ))
     for end in ends:
         os.close(end)
     assert found is readable
@@ -90,7 +91,7 @@ def test_nobody_else_reads_a_terminal(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     ends = pty.openpty()
     with stderr_is(ends[1]):
-        found = report.others_may_read()
+        found = report.others_may_read(shared=Local().output_is_shared(os.environ))
     for end in ends:
         os.close(end)
     assert found is False
