@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
@@ -25,6 +25,7 @@ from ..security import Credentials, dashboard_token
 from ..settings import Settings
 
 if TYPE_CHECKING:
+    from ..control.messages import Message
     from ..control.signals import ClientGuard
 
 __all__ = ["Run"]
@@ -156,8 +157,8 @@ class Run:
         ):
             # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
             # asks each time that it gives a sign of life, in the event loop that brings all results.
-            connection.wait_end(_MOMENT)
-            if connection.end is not None:
+            connection.wait_failure(_MOMENT)
+            if connection.failure is not None:
                 if self._guard is not None:
                     self._guard.wait_delivered(_MOMENT)
                 return Status.closed
@@ -263,7 +264,7 @@ class Run:
 
             rank.connect(self._stack.enter_context(start_step(rank)), name="client")
             self._stack.callback(rank.connection.close)
-            self._running({**rank.wait("start"), **rank.wait("ready")})
+            self._running(_started(rank))
             return
         if rank.role == SCHEDULER:
             self._end_process(rank.run_scheduler(self._rendezvous))
@@ -284,7 +285,7 @@ class Run:
             importlib.import_module("distributed")
             tuning = importlib.import_module("batchlet.dask_backend.tuning")
         tuning.be_patient(rank.info.world_size)
-        self._running({**rank.wait("start"), **rank.wait("ready")})
+        self._running(_started(rank))
 
     def _local_place(self) -> tuple[Any, str | None]:
         """Where the local cluster lives, and the secret of its dashboard."""
@@ -376,17 +377,20 @@ class Run:
         jump = f" -J {login}" if login and login != node else ""
         return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {node}"
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
+    def _hear(self, message: Message) -> None:
         """Bring what rank 0 says, or its silence, to the user's code; in the connection's thread."""
+        from ..control.connection import error_of
+        from ..control.messages import Failed, Terminate
+
         if self._guard is None:
             return
-        if message["op"] == "terminate":
-            self._guard.terminate(int(message["number"]), str(message["where"]))
-        elif message["op"] == "end":
+        if isinstance(message, Terminate):
+            self._guard.terminate(message.number, message.where)
+        elif isinstance(message, Failed):
             from ..dask_backend.processes import hush
 
             hush()
-            error = self._rank.connection.failure(message)
+            error = error_of(message)
             if not self._rank.connection.coordinator_is_alive:
                 report.failure(error, time.monotonic() - self._began)
             self._guard.deliver(error)
@@ -457,7 +461,7 @@ class Run:
         from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
         if connection is not None and from_dask:
             # Dask may notice that its scheduler is gone a moment before we do.
-            connection.wait_end(_MOMENT)
+            connection.wait_failure(_MOMENT)
         self._guard.end()
         if error is None or isinstance(error, (EndError, SystemExit)):
             return None
@@ -467,7 +471,7 @@ class Run:
             if cause is self._guard.error:
                 return self._guard.error
             cause = cause.__cause__ or cause.__context__
-        lost: EndError | None = connection.end if connection is not None and from_dask else None
+        lost: EndError | None = connection.failure if connection is not None and from_dask else None
         return lost
 
     def _leave(self) -> None:
@@ -477,11 +481,13 @@ class Run:
         connection = self._rank.connection
         if connection is None:
             return
-        connection.send("done")
+        from ..control.messages import Closed, Done
+
+        connection.send(Done())
         with contextlib.suppress(EndError):
-            bye = connection.wait("bye", time.monotonic() + self._settings.stop_timeout + _FAREWELL)
+            closed = connection.wait(Closed, time.monotonic() + self._settings.stop_timeout + _FAREWELL)
             if self._settings.timeline:
-                for line in timeline.lines({"the client": self._marks, **bye["timeline"]}):
+                for line in timeline.lines({"the client": self._marks, **closed.timeline}):
                     report.note(line)
 
     def _finish(self, error: BaseException | None) -> None:
@@ -490,7 +496,7 @@ class Run:
         self._stack.close()
         connection = self._rank.connection
         self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
-        if connection is None or connection.end is None:
+        if connection is None or connection.failure is None:
             report.ended(
                 seconds=time.monotonic() - self._began,
                 workers=int(self._start["workers"]),
@@ -577,12 +583,14 @@ class Run:
     def _abandon(self, error: EndError) -> NoReturn:
         """End with an error while starting or taking part."""
         connection = self._rank.connection
-        hub_speaks = connection is not None and connection.coordinator_is_alive and connection.end is not None
-        if connection is not None and connection.coordinator_is_alive and connection.end is None:
+        hub_speaks = connection is not None and connection.coordinator_is_alive and connection.failure is not None
+        if connection is not None and connection.coordinator_is_alive and connection.failure is None:
             # The others must not wait for this rank; rank 0 tells them, and the user.
-            connection.send("failed", kind=type(error).__name__, message=str(error))
-            connection.wait_end(_MOMENT)
-            hub_speaks = connection.end is not None
+            from ..control.messages import ReportFailure
+
+            connection.send(ReportFailure.of(error))
+            connection.wait_failure(_MOMENT)
+            hub_speaks = connection.failure is not None
         self._stack.close()
         self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
         if not hub_speaks and self._speaks_of(error):
@@ -595,6 +603,13 @@ class Run:
         if code:
             self._rendezvous.abandon(code)
         sys.exit(code)
+
+
+def _started(rank: Rank) -> dict[str, Any]:
+    """Wait until the cluster is ready, and give what rank 0 says of it."""
+    from ..control.messages import Ready, SchedulerStarted
+
+    return {**asdict(rank.wait(SchedulerStarted)), **asdict(rank.wait(Ready))}
 
 
 def _end_by_signal(number: int, _frame: object) -> NoReturn:

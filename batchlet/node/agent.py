@@ -19,6 +19,21 @@ from typing import Any
 
 from .. import open_files, report, timeline
 from ..control.connection import Connection
+from ..control.messages import (
+    Failed,
+    Gone,
+    Hello,
+    Message,
+    Planned,
+    Ready,
+    ReportFailure,
+    SchedulerDied,
+    SchedulerStarted,
+    Signalled,
+    Stop,
+    Timeline,
+    Welcome,
+)
 from ..control.signals import handled
 from ..environments.base import Figure
 from ..errors import EndError
@@ -174,7 +189,7 @@ class _Agent:
         problem = joined.result()
         for local_rank in self._everyone:
             if local_rank.gone and self._connection is not None:
-                self._connection.send("gone", participant=local_rank.participant)
+                self._connection.send(Gone(local_rank.participant))
         if problem is None:
             await self._serve()
         else:
@@ -190,7 +205,7 @@ class _Agent:
         if self._connection is None:
             self._signals.append((number, by))
         else:
-            self._connection.send("signalled", number=number, participant=by)
+            self._connection.send(Signalled(number, by))
 
     # Ranks
 
@@ -271,7 +286,7 @@ class _Agent:
         def tell() -> None:
             self._loop.remove_reader(process.sentinel)
             process.join()
-            coordinator.send("died", how=_ending(process.exitcode))
+            coordinator.send(SchedulerDied(_ending(process.exitcode)))
 
         self._loop.add_reader(process.sentinel, tell)
 
@@ -282,7 +297,7 @@ class _Agent:
             return
         self._local_ranks.pop(local_rank.participant, None)
         if self._connection is not None:
-            self._connection.send("gone", participant=local_rank.participant)
+            self._connection.send(Gone(local_rank.participant))
         if local_rank.nannies:
             from ..dask_backend import workers
 
@@ -301,14 +316,7 @@ class _Agent:
         try:
             self._connection = connection = Connection(
                 rendezvous.wait(self._deadline + _PATIENCE),
-                {
-                    "name": f"host-{info.rank}",
-                    "role": WORKER,
-                    "node": info.node,
-                    "local_ranks": list(info.local_ranks),
-                    "brings": [participant(info)],
-                    "versions": versions(),
-                },
+                Hello(f"agent-{info.rank}", WORKER, info.node, info.local_ranks, (participant(info),), versions()),
                 self._deadline + _PATIENCE,
                 settings.scheduler_timeout,
                 rendezvous.latest,
@@ -316,19 +324,19 @@ class _Agent:
             if self._problem is not None:
                 raise self._problem
             for number, by in self._signals:
-                connection.send("signalled", number=number, participant=by)
+                connection.send(Signalled(number, by))
             timeline.mark("rank 0 found")
-            self._controller_memory = connection.wait("welcome", self._deadline + _PATIENCE)["facts"]
+            self._controller_memory = connection.wait(Welcome, self._deadline + _PATIENCE).facts
             self._address = reachable_host(info.node, info.nodes, settings.interface)
         except EndError as error:
             return error
         return None
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
+    def _hear(self, message: Message) -> None:
         """Do what rank 0 says; in the connection's thread."""
-        if message["op"] == "start":
-            self._loop.call_soon_threadsafe(self._learn, message["address"])
-        elif message["op"] in ("stop", "end"):
+        if isinstance(message, SchedulerStarted):
+            self._loop.call_soon_threadsafe(self._learn, message.address)
+        elif isinstance(message, (Stop, Failed)):
             self._loop.call_soon_threadsafe(self._over.set)
 
     def _learn(self, address: str) -> None:
@@ -369,31 +377,29 @@ class _Agent:
         local_rank.send("seated")
         plans = self._plan(local_rank)
         if isinstance(plans, EndError):
-            connection.send("failed", kind=type(plans).__name__, message=str(plans))
+            connection.send(ReportFailure.of(plans))
             return
-        connection.send(
-            "plan", participant=local_rank.participant, workers=[[w.name, w.threads, w.memory] for w in plans]
-        )
+        connection.send(Planned(local_rank.participant, [[w.name, w.threads, w.memory] for w in plans]))
         address = await asyncio.shield(self._started)
         try:
             rank = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
             specs = [workers.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
             await asyncio.gather(
                 *(
-                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has("ready"))
+                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
                     for cls, options in specs
                 )
             )
             workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
-            connection.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
+            connection.send(Timeline(f"workers of node {self._orders.info.node}", timeline.marks()))
             processes.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
             if not local_rank.gone and not self._over.is_set():
                 failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
-                connection.send("failed", kind=type(failure).__name__, message=str(failure))
+                connection.send(ReportFailure.of(failure))
 
     def _plan(self, local_rank: LocalRank) -> tuple[WorkerPlan, ...] | EndError:
         """What the rank itself would plan, with what rank 0 knows besides."""
@@ -442,16 +448,16 @@ class _Agent:
         for task in self._tasks:
             task.cancel()
         nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
-        await workers.close(nannies, self._settings.stop_timeout if self._connection.end is None else 0.0)
+        await workers.close(nannies, self._settings.stop_timeout if self._connection.failure is None else 0.0)
         for local_rank in self._everyone:
             local_rank.nannies.clear()
 
     def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""
         connection = self._connection
-        if problem is not None and connection is not None and connection.end is None:
-            connection.send("failed", kind=type(problem).__name__, message=str(problem))
-            connection.wait_end(_PATIENCE)
+        if problem is not None and connection is not None and connection.failure is None:
+            connection.send(ReportFailure.of(problem))
+            connection.wait_failure(_PATIENCE)
         info = self._orders.info
         if problem is not None and connection is None and info.client_rank not in info.local_ranks:
             # Nobody else on this node says so.

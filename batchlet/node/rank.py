@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import report
 from ..environments import Environment, Figure, ProcessInfo
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     import subprocess
 
     from ..control.coordinator import Coordinator
+    from ..control.messages import Message
     from .scheduler_request import SchedulerProcess
+
+M = TypeVar("M", bound="Message")
 
 __all__ = ["Rank", "importing", "participant", "unexpected"]
 
@@ -144,6 +147,7 @@ class Rank:
             The root cause, if the run has failed.
         """
         from ..control.connection import Connection
+        from ..control.messages import Hello, Welcome
 
         info = self.info
         self.record = record
@@ -151,21 +155,14 @@ class Rank:
         brings = [f"{info.rank}w"] if role == CLIENT and self.brings_host else []
         self.connection = Connection(
             record,
-            {
-                "name": name or str(info.rank),
-                "role": role,
-                "node": info.node,
-                "local_ranks": list(info.local_ranks),
-                "brings": brings,
-                "versions": versions(),
-            },
+            Hello(name or str(info.rank), role, info.node, info.local_ranks, brings, versions()),
             self.deadline + _PATIENCE,
             self.settings.scheduler_timeout,
             latest,
         )
         self.record, self.credentials = self.connection.record, self.connection.credentials
         mark("rank 0 found")
-        facts = self.connection.wait("welcome", self.deadline + _PATIENCE)["facts"]
+        facts = self.connection.wait(Welcome, self.deadline + _PATIENCE).facts
         controller_memory = facts.get(info.node)
         self.make_plan(Figure(int(controller_memory[0]), str(controller_memory[1])) if controller_memory else None)
         if self.plan_error is not None:
@@ -197,13 +194,15 @@ class Rank:
 
     def fail_all(self, error: EndError) -> None:
         """End the run for all ranks with this rank's error; rank 0 prints it and answers with the end of the run."""
-        self.connection.send("failed", kind=type(error).__name__, message=str(error))
-        self.connection.wait("end", time.monotonic() + _PATIENCE)
+        from ..control.messages import Failed, ReportFailure
+
+        self.connection.send(ReportFailure.of(error))
+        self.connection.wait(Failed, time.monotonic() + _PATIENCE)
         raise error
 
-    def wait(self, message: str) -> Mapping[str, Any]:
+    def wait(self, kind: type[M]) -> M:
         """Wait for a message of the coordinator until the start is overdue; see `Connection.wait`."""
-        answer: Mapping[str, Any] = self.connection.wait(message, self.deadline + _PATIENCE)
+        answer: M = self.connection.wait(kind, self.deadline + _PATIENCE)
         return answer
 
     def work(self, rendezvous: Rendezvous) -> int:
@@ -358,14 +357,14 @@ class _SchedulerRank:
         self._process: SchedulerProcess | None = None
 
     def run(self) -> int:
-        from ..control.coordinator import Coordinator
+        from ..control.coordinator import Coordinator, CoordinatorConfig
         from ..control.signals import handled
 
         info, settings = self._rank.info, self._rank.settings
         host, failure = self._host()
         secret = secrets.token_hex(32)
         credentials = Credentials.generate() if settings.security is not False else None
-        coordinator = Coordinator(
+        config = CoordinatorConfig(
             host=host,
             secret=secret,
             credentials=credentials,
@@ -378,14 +377,8 @@ class _SchedulerRank:
             scheduler_timeout=settings.scheduler_timeout,
             versions=versions(),
             quorum=self._quorum,
-            # All have read the record: whatever ends the run, it will not be left behind.
-            on_met=self._rendezvous.withdraw,
-            on_stop=self._on_stop,
-            on_failure=self._on_failure,
-            on_loss=report.note,
-            on_stuck=self._end_hard,
-            expected_nodes=lambda: self._rank.environment.expected_nodes(self._rank.environ),
         )
+        coordinator = Coordinator(config, self)
         certificate = credentials.certificate if credentials is not None else ""
         record = CoordinatorRecord(
             info.run_id, secrets.token_hex(8), info.node, host, coordinator.listen(), secret, certificate
@@ -515,14 +508,34 @@ class _SchedulerRank:
         if self._over.is_set():
             stop()
 
-    def _on_stop(self) -> None:
+    # What the coordinator has its owner do, in its thread
+
+    def met(self) -> None:
+        """All have read the record: whatever ends the run, it will not be left behind."""
+        self._rendezvous.withdraw()
+
+    def lost(self, text: str) -> None:
+        """Tell the user that something was lost and the run goes on."""
+        report.note(text)
+
+    def failed(self, error: EndError) -> None:
+        """Tell the user why the run has failed."""
+        self._failure = error
+        report.failure(error, time.monotonic() - self._rank.began)
+
+    def expected_nodes(self) -> Mapping[int, str]:
+        """Give the node on which each rank should be."""
+        return self._rank.environment.expected_nodes(self._rank.environ)
+
+    def stop_serving(self) -> None:
+        """End the scheduler, and then this rank."""
         self._over.set()
         if self._stop_serving is not None:
             with contextlib.suppress(RuntimeError):
                 self._stop_serving()
 
-    def _end_hard(self) -> None:
-        """End this process although the scheduler's event loop does not; in the coordinator's thread."""
+    def end_hard(self) -> None:
+        """End this process although the scheduler's event loop does not."""
         if self._process is not None:
             self._process.kill()
         else:
@@ -539,10 +552,6 @@ class _SchedulerRank:
         """Remove the note of a client that was killed."""
         with contextlib.suppress(EndError):
             self._rank.notes().remove_note()
-
-    def _on_failure(self, error: EndError) -> None:
-        self._failure = error
-        report.failure(error, time.monotonic() - self._rank.began)
 
     def _quorum(self, planned: int) -> int | None:
         """How many of the planned workers are enough."""

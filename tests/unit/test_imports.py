@@ -51,8 +51,11 @@ ROOMS = (
         (
             ("control",),
             ("control.messages", "control.signals"),
-            ("control.handshake",),
-            ("control.coordinator", "control.connection"),
+            ("control.handshake", "control.events", "control.wording"),
+            ("control.roster", "control.connection", "control.door"),
+            ("control.outbox",),
+            ("control.state",),
+            ("control.coordinator",),
         ),
     ),
     ("node", (("node",), ("node.wait",), ("node.attach",), ("node.bootstrap",), ("node.scheduler_request",))),
