@@ -113,7 +113,7 @@ class State:
             case e.MessageCame(number, message):
                 self._hear(self._own if number == e.OWN else self._roster[number], message)
             case e.PeerLeft(number):
-                self._leave(self._roster[number])
+                self._leave(self._roster[number], lost=True)
             case e.DeadlinePassed(nodes):
                 self._deadline(nodes)
             case e.TimerFired(name):
@@ -173,7 +173,7 @@ class State:
             case m.Timeline(who, marks):
                 self._timeline[who] = marks
             case m.Closed():
-                peer.left = True
+                self._leave(peer, lost=False)
 
     def _hear_scheduler(self, message: m.Message) -> None:
         match message:
@@ -194,9 +194,11 @@ class State:
         if self._phase == RUNNING:
             self._check_met()
 
-    def _leave(self, peer: Peer) -> None:
-        """Draw the conclusion from a connection that has ended."""
-        lost, peer.left = not peer.left, True
+    def _leave(self, peer: Peer, *, lost: bool) -> None:
+        """Draw the conclusion from a connection that has ended, or is about to."""
+        if peer.left:
+            return
+        peer.left = True
         if peer.role == SCHEDULER:
             if self._ending:
                 self._out.add_once(e.StopServing())
