@@ -244,6 +244,7 @@ class Coordinator:
         self._closing = True
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._door.close()
         await asyncio.gather(*(_finish(writer) for writer in self._writers.values()))
 

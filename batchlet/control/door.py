@@ -22,6 +22,8 @@ __all__ = ["Admit", "Door"]
 
 # Connections that may wait to be accepted: all ranks come at the same moment.
 _BACKLOG = 4096
+# Connections that are accepted before anybody is listened to again.
+_AT_ONCE = 8
 # Seconds that even the oldest of too many connections has had at least: a rank needs a hundredth where nothing is slow.
 _LEAST = 0.05
 # Seconds to wait for a file to become free.
@@ -58,7 +60,8 @@ class Door:
         self._admit = admit
         # Those who have not proved who they are, the oldest first, and since when they have been here.
         self._unproved: dict[asyncio.Task[None], float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        # All of them, and the socket of one that has not begun yet, which nobody else would close.
+        self._tasks: dict[asyncio.Task[None], socket.socket | None] = {}
         self._fewer = asyncio.Event()
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         self._socket = socket.socket(family, kind, protocol)
@@ -70,10 +73,11 @@ class Door:
     async def run(self) -> None:
         """Let in who comes, until this is cancelled."""
         loop = asyncio.get_running_loop()
+        accepted = 0
         while True:
             await self._make_room()
             try:
-                connection, _ = await loop.sock_accept(self._socket)
+                connection = await self._accept()
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._send_away_oldest()
@@ -81,16 +85,27 @@ class Door:
                 continue
             task = loop.create_task(self._greet(connection))
             self._unproved[task] = loop.time()
-            self._tasks.add(task)
+            self._tasks[task] = connection
             task.add_done_callback(self._forget)
-            # Where many wait to be accepted, `sock_accept` does not wait, and nothing else would be done.
-            await asyncio.sleep(0)
+            accepted += 1
+            if accepted % _AT_ONCE == 0:
+                # Where many wait to be accepted, `_accept` does not wait, and nothing else would be done.
+                await asyncio.sleep(0)
 
     def close(self) -> None:
-        """Listen no more, and send away who has not proved anything."""
+        """Listen no more, and send away who has not proved anything; `run` must have ended."""
         self._socket.close()
         for task in self._unproved:
             task.cancel()
+
+    async def _accept(self) -> socket.socket:
+        """Wait for somebody to connect. With `loop.sock_accept` a connection could be lost when this is cancelled."""
+        while True:
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                connection, _ = self._socket.accept()
+                connection.setblocking(False)
+                return connection
+            await _readable(self._socket)
 
     async def _make_room(self) -> None:
         """Wait until one more may come in, for a moment at most."""
@@ -116,7 +131,9 @@ class Door:
         self._fewer.set()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        connection = self._tasks.pop(task)
+        if connection is not None:
+            connection.close()
         self._proved(task)
 
     async def _greet(self, connection: socket.socket) -> None:
@@ -124,11 +141,17 @@ class Door:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
+        self._tasks[task] = None
         reader = asyncio.StreamReader(limit=LIMIT)
         protocol = asyncio.StreamReaderProtocol(reader)
-        transport: asyncio.Transport | None = None
+        begun, transport = False, None
         try:
             async with time_limit(UNPROVED_TIMEOUT):
+                if self._context is not None:
+                    # With TLS the other side speaks first. Who says nothing is not worth the quarter of a MiB that asyncio has
+                    # ready for its answer.
+                    await _readable(connection)
+                begun = True
                 transport, _ = await loop.connect_accepted_socket(
                     lambda: protocol,
                     connection,
@@ -142,6 +165,8 @@ class Door:
             if transport is not None:
                 # Not closed in good order: over TLS that would wait for the other side.
                 transport.abort()
+            elif not begun:
+                connection.close()
             return
         self._proved(task)
         try:
@@ -150,3 +175,21 @@ class Door:
             pass
         finally:
             writer.close()
+
+
+async def _readable(connection: socket.socket) -> None:
+    """Wait until there is something to read, or to accept."""
+    loop = asyncio.get_running_loop()
+    something = loop.create_future()
+    number = connection.fileno()
+    # Only while this waits: there is no end of news where nobody reads.
+    loop.add_reader(number, _set, something)
+    try:
+        await something
+    finally:
+        loop.remove_reader(number)
+
+
+def _set(something: asyncio.Future[None]) -> None:
+    if not something.done():
+        something.set_result(None)

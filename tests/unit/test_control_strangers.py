@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import resource
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+from batchlet import open_files
+from batchlet.control import door
 from batchlet.control.messages import (
+    Done,
+    Failed,
     Ready,
+    Stop,
+    Welcome,
 )
 from batchlet.errors import (
     StartTimeoutError,
@@ -28,6 +40,7 @@ from .control_run import (
     Run,
     connect,
     hello,
+    is_silent,
     soon,
 )
 
@@ -261,3 +274,148 @@ def test_a_rank_that_lacks_a_part_of_what_the_run_shares_is_not_let_in(closed_ru
     with pytest.raises(StartTimeoutError, match="cannot reach rank 0"):
         connect(closed_run.record(**instead(what)), hello("2", "worker", "n1", [2]), soon(0.3))
     assert closed_run.failures == closed_run.losses == []
+
+
+# Many strangers
+
+MANY = 2000
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+FLOODS = {"idle": b"", "half a TLS hello": HALF_A_HELLO, "garbage": b"\x00\x9fgarbage" * 200}
+
+# They are in a process of their own, as they are in life: connect so many times, say the same, stay.
+FLOOD = """
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+host, port, number, words, again = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), bytes.fromhex(sys.argv[4]), sys.argv[5:]
+held = []
+while True:
+    for _ in range(number):
+        connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        connection.setblocking(False)
+        connection.connect_ex((host, port))
+        held.append((connection, time.monotonic()))
+        if words:
+            time.sleep(0.0001)
+            try:
+                connection.send(words)
+            except OSError:
+                pass
+    print("connected", flush=True)
+    if not again:
+        time.sleep(60)
+    held = held[-number:]
+"""
+
+
+@contextlib.contextmanager
+def flood(run: Run, words: bytes, *, again: bool = False) -> Iterator[None]:
+    """Strangers by the thousand, all connected when the block begins; `again` and again while it runs."""
+    command = [sys.executable, "-c", FLOOD, run.host, str(run.port), str(MANY), words.hex(), *["again"][:again]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "connected\n"
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("words", FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize("again", [False, True], ids=["before", "before and during"])
+def test_thousands_of_strangers_delay_a_rank_by_two_seconds_at_most_and_no_one_who_is_in(new_run, caplog, words, again):
+    run = new_run("1 2 3", credentials=Credentials.generate())
+    client = run.client()
+    run.worker("2")
+    with flood(run, words, again=again):
+        began = time.monotonic()
+        run.worker("3")
+        took = time.monotonic() - began
+        run.running("2", "3")
+        assert client.wait(Ready, soon()).workers == 2
+        assert took < 2, took
+        # It stands the flood, too: nobody is sent away afterwards.
+        assert is_silent(client, Failed, 1.0)
+    assert (run.failures, run.losses) == ([], [])
+    client.send(Done())
+    client.wait(Stop, soon())
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_of_those_who_have_proved_nothing_the_oldest_go_and_their_files_with_them(run):
+    limit = open_files.for_strangers(2)
+    files = len(list(Path("/dev/fd").iterdir()))
+    with flood(run, b""):
+        time.sleep(1.0)
+        assert len(run.coordinator._door._unproved) <= limit
+        assert len(list(Path("/dev/fd").iterdir())) - files < limit + 50
+        client = run.client()
+        assert client.wait(Welcome, soon()).facts
+
+
+def test_a_stranger_who_says_nothing_is_sent_away_after_its_time(run, monkeypatch):
+    monkeypatch.setattr(door, "UNPROVED_TIMEOUT", 0.2)
+    with socket.create_connection(("127.0.0.1", run.port), timeout=5) as connection:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(4096):
+                pass
+        assert time.monotonic() - began < 2
+
+
+class Tired:
+    """A socket that cannot accept the first few times."""
+
+    def __init__(self, real: socket.socket, kind: int) -> None:
+        self.real, self.kind, self.calls = real, kind, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    def accept(self) -> object:
+        self.calls += 1
+        if self.calls < 5:
+            raise OSError(self.kind, "too many")
+        return self.real.accept()
+
+
+@pytest.mark.parametrize("kind", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_when_there_are_no_more_files_the_coordinator_waits_for_one_without_hurry(run, monkeypatch, kind):
+    client = run.client()
+    client.wait(Welcome, soon())
+    tired = Tired(run.coordinator._door._socket, kind)
+    monkeypatch.setattr(run.coordinator._door, "_socket", tired)
+    began = time.monotonic()
+    run.worker("2").wait(Welcome, soon())
+    assert 0.15 < time.monotonic() - began < 2
+    assert tired.calls < 10
+    assert is_silent(client, Failed, 0.05)
+
+
+def test_a_coordinator_listens_on_ipv6_where_that_is_its_address(new_run):
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 on this machine")
+    run = new_run("1 2", credentials=Credentials.generate(), host="::1")
+    client = run.client()
+    run.worker("2")
+    run.running("2")
+    assert client.wait(Ready, soon()).workers == 1
+    with pytest.raises(StartTimeoutError, match=rf"cannot reach rank 0 on node n0 at \[::1\]:{run.port} "):
+        connect(run.record(secret="00" * 32), hello("2", "worker", "n1", [2]), soon(0.3))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "limit", "strangers"),
+    [
+        (4, 1 << 20, 256),
+        (4, resource.RLIM_INFINITY, 256),
+        (1000, 1 << 20, 2000),
+        (1000, 1024, 256),
+        (4, 60, 15),
+        (4, 3, 1),
+    ],
+)
+def test_no_fewer_may_be_at_the_door_than_the_ranks_of_the_run_unless_there_are_no_files(
+    monkeypatch, ranks, limit, strangers
+):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert open_files.for_strangers(ranks) == strangers
