@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from .errors import PlanError
 
-__all__ = ["for_local", "for_scheduler", "for_workers", "make_room"]
+__all__ = ["for_local", "for_scheduler", "for_strangers", "for_workers", "make_room"]
 
 # Counted with distributed 2026.8. A process has some twenty to begin with; what the user's code opens is on top of it.
 _TO_BEGIN_WITH = 64
@@ -19,6 +19,8 @@ _TO_BEGIN_WITH = 64
 _PER_WORKER = 9
 # The scheduler's connections to a worker and its Nanny.
 _PER_MEMBER = 2
+# Connections to rank 0 of which it is not known yet who they are.
+_STRANGERS = 256
 # What the limit is raised to, as a multiple of that: tasks open files, and each worker may connect to each other one.
 _ROOM = 4
 _ROOM_AT_LEAST = 4096
@@ -59,7 +61,24 @@ def for_workers(workers: int, node: str) -> None:
 
 def for_scheduler(total: int, node: str) -> None:
     """Make sure that this process can be the scheduler of so many workers; raises as `for_workers` does."""
-    _need(_TO_BEGIN_WITH + _PER_MEMBER * total, f"The scheduler of up to {total} workers, on node {node}, needs")
+    needed = _TO_BEGIN_WITH + _PER_MEMBER * total
+    _raise(needed + _STRANGERS)
+    _need(needed, f"The scheduler of up to {total} workers, on node {node}, needs")
+
+
+def for_strangers(ranks: int) -> int:
+    """Give the number of connections that rank 0 may have of which it is not known yet who they are.
+
+    No fewer than the ranks of the run make at one moment, unless this process may open too few files.
+
+    Parameters
+    ----------
+    ranks : int
+        How many ranks there are.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(_STRANGERS, 2 * ranks)
+    return wanted if limit == resource.RLIM_INFINITY else max(1, min(wanted, limit // 4))
 
 
 @contextlib.contextmanager

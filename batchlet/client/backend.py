@@ -7,7 +7,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from ..errors import EndError
 from ..node.rank import Rank
 from ..plan import Plan
-from ..timeline import Marks
 
 __all__ = ["Backend", "News", "Outcome", "StartInfo"]
 
@@ -66,7 +65,7 @@ class Outcome:
         When what happened while it started, by the process.
     """
 
-    timelines: Mapping[str, Marks] = field(default_factory=dict)
+    timelines: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ import importlib
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .. import timeline
-from ..control.connection import Connection
+from ..control.connection import Connection, error_of
+from ..control.messages import Closed, Done, Failed, Message, Ready, ReportFailure, SchedulerStarted, Terminate
 from ..dask_import import quicker_import
 from ..errors import EndError
 from ..launchers.step import start_step
-from ..node.rank import PATIENCE, Rank, connect, plan_with_facts, report_failure
+from ..node.rank import PATIENCE, Rank, connect, plan_with_facts
 from ..node.rank_roles import take_part
 from ..node.worker_rank import Options, agent_beside
 from ..plan import CLIENT, SCHEDULER, WORKER
@@ -90,21 +91,21 @@ class RanksBackend:
                 tuning = importlib.import_module("batchlet.dask_backend.tuning")
             tuning.be_patient(rank.info.world_size)
         until = rank.deadline + PATIENCE
-        started, ready = connection.wait("start", until), connection.wait("ready", until)
+        started, ready = connection.wait(SchedulerStarted, until), connection.wait(Ready, until)
         from ..dask_backend import tls
 
         record = connection.record
         return StartInfo(
-            address=str(started["address"]),
-            dashboard=tuple(started["dashboard"]) if started["dashboard"] else None,
+            address=started.address,
+            dashboard=(str(started.dashboard[0]), int(started.dashboard[1])) if started.dashboard else None,
             token=dashboard_token(record.secret) if record.certificate else None,
             node=record.node,
             security=tls.security_for(rank.settings.security, connection.credentials),
             plan=plan,
-            workers=int(ready["workers"]),
-            nodes=int(ready["nodes"]),
-            threads=tuple(ready["threads"]),
-            memory=tuple(ready["memory"]),
+            workers=ready.workers,
+            nodes=ready.nodes,
+            threads=(ready.threads[0], ready.threads[1]),
+            memory=(ready.memory[0], ready.memory[1]),
         )
 
     def _meet(self) -> Connection:
@@ -143,11 +144,11 @@ class RanksBackend:
         connection = self._connection
         assert connection is not None
 
-        def hear(message: dict[str, Any]) -> None:
-            if message["op"] == "terminate":
-                news.terminate(int(message["number"]), str(message["where"]))
-            elif message["op"] == "end":
-                news.fail(connection.failure(message), connection.coordinator_is_alive)
+        def hear(message: Message) -> None:
+            if isinstance(message, Terminate):
+                news.terminate(message.number, message.where)
+            elif isinstance(message, Failed):
+                news.fail(error_of(message), connection.coordinator_is_alive)
 
         connection.listen(hear)
 
@@ -161,8 +162,8 @@ class RanksBackend:
         if self._connection is None:
             return None
         if seconds:
-            self._connection.wait_end(seconds)
-        return self._connection.end
+            self._connection.wait_failure(seconds)
+        return self._connection.failure
 
     def note(self, text: str) -> Path:
         """See the protocol."""
@@ -175,12 +176,12 @@ class RanksBackend:
             self._notes.remove_note()
         connection = self._connection
         assert connection is not None
-        connection.send("done")
+        connection.send(Done())
         try:
-            closed = connection.wait("bye", time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)
+            closed = connection.wait(Closed, time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)
         except EndError:
             return Outcome()
-        return Outcome(closed["timeline"])
+        return Outcome(closed.timeline)
 
     def let_go(self) -> None:
         """See the protocol."""
@@ -197,11 +198,11 @@ class RanksBackend:
     def give_up(self, error: EndError) -> bool:
         """See the protocol. Rank 0, if it is there, tells the others and the user."""
         connection = self._connection
-        told = connection is not None and connection.coordinator_is_alive and connection.end is not None
-        if connection is not None and connection.coordinator_is_alive and connection.end is None:
-            report_failure(connection, error)
-            connection.wait_end(_MOMENT)
-            told = connection.end is not None
+        told = connection is not None and connection.coordinator_is_alive and connection.failure is not None
+        if connection is not None and connection.coordinator_is_alive and connection.failure is None:
+            connection.send(ReportFailure.of(error))
+            connection.wait_failure(_MOMENT)
+            told = connection.failure is not None
         self.close()
         return told
 

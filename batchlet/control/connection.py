@@ -8,14 +8,17 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
 from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
-from .handshake import Message, ProtocolError, connect, encode, receive, run_loop
+from .handshake import ProtocolError, connect, receive, run_loop
+from .messages import Closed, Failed, Hello, Message, Ping, Pong, encode, name_of
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "error_of"]
+
+M = TypeVar("M", bound=Message)
 
 _RETRY = 0.2
 # Seconds between two questions whether rank 0 is alive.
@@ -29,8 +32,8 @@ class Connection:
     ----------
     record : CoordinatorRecord
         Where rank 0 is.
-    hello : dict
-        Who this process is: ``name``, ``role``, ``node``, ``local_ranks``, and which further participants it ``brings``.
+    hello : Hello
+        Who this process is.
     deadline : float
         Until when connecting may take, in seconds of `time.monotonic`.
     latest : callable, optional
@@ -52,7 +55,7 @@ class Connection:
     def __init__(
         self,
         record: CoordinatorRecord,
-        hello: Message,
+        hello: Hello,
         deadline: float,
         patience: float,
         latest: Callable[[], CoordinatorRecord | None] | None = None,
@@ -61,7 +64,8 @@ class Connection:
         self._record = record
         self._latest = latest
         self._hello = hello
-        self._seen: dict[str, Message] = {}
+        self._seen: dict[type[Message], Message] = {}
+        self._alive = True
         self._changed = threading.Condition()
         self._listeners: list[Callable[[Message], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -81,15 +85,15 @@ class Connection:
             self._thread.join()
             raise
 
-    def send(self, op: str, **content: Any) -> None:
+    def send(self, message: Message) -> None:
         """Send a message; does nothing if the connection has ended."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._write, {"op": op, **content})
+            self._loop.call_soon_threadsafe(self._write, message)
 
     def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call `listener` in the connection's thread with every message, those that have come before included.
+        """Call `listener` with every message: at once with those that have come before, then in the connection's thread.
 
-        When the connection ends although nobody said so, the last message is an ``end`` made here.
+        When the connection ends although nobody said so, the last message is a `Failed` made here.
         """
         with self._changed:
             past = list(self._seen.values())
@@ -97,7 +101,7 @@ class Connection:
         for message in past:
             listener(message)
 
-    def wait(self, op: str, deadline: float | None = None) -> Message:
+    def wait(self, kind: type[M], deadline: float | None = None) -> M:
         """Wait for a message.
 
         Raises
@@ -108,50 +112,48 @@ class Connection:
             If the deadline (in seconds of `time.monotonic`) passes first.
         """
         with self._changed:
-            while op not in self._seen:
-                if "end" in self._seen:
-                    raise self.failure(self._seen["end"])
+            while (found := self._seen.get(kind)) is None:
+                if (failure := self.failure) is not None:
+                    raise failure
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise StartTimeoutError(
-                        f"Rank 0 on node {self._record.node} said nothing in time (waiting for {op!r})."
+                        f"Rank 0 on node {self._record.node} said nothing in time (waiting for {name_of(kind)!r})."
                     )
                 self._changed.wait(left)
-            return self._seen[op]
-
-    @staticmethod
-    def failure(end: Message) -> EndError:
-        """Make the error of an ``end`` message."""
-        return error_named(str(end.get("kind")), str(end.get("message")))
+            assert isinstance(found, kind)
+            return found
 
     @property
     def record(self) -> CoordinatorRecord:
         """The record that led here."""
         return self._record
 
-    def has(self, op: str) -> bool:
-        """Whether a message has come."""
-        return op in self._seen
+    def has(self, kind: type[Message]) -> bool:
+        """Whether a message of this kind has come."""
+        return kind in self._seen
 
     @property
-    def end(self) -> EndError | None:
+    def failure(self) -> EndError | None:
         """The root cause, if the run has failed."""
-        return self.failure(self._seen["end"]) if "end" in self._seen else None
+        failed = self._seen.get(Failed)
+        return error_of(failed) if isinstance(failed, Failed) else None
 
-    def wait_end(self, seconds: float) -> None:
+    def wait_failure(self, seconds: float) -> None:
         """Wait a moment for the news that the run has failed."""
         with self._changed:
-            self._changed.wait_for(lambda: "end" in self._seen, seconds)
+            self._changed.wait_for(lambda: Failed in self._seen, seconds)
 
     @property
     def exit_code(self) -> int:
         """What a rank other than the client ends with: 0, or the code of the run's failure."""
-        return self.end.exit_code if self.end is not None else 0
+        failure = self.failure
+        return failure.exit_code if failure is not None else 0
 
     @property
     def coordinator_is_alive(self) -> bool:
         """Whether rank 0 is there (and says to the user what there is to say)."""
-        return "lost" not in self._seen
+        return self._alive
 
     def close(self, timeout: float = 2.0) -> None:
         """Say good-bye and end the thread; does nothing the second time."""
@@ -179,8 +181,8 @@ class Connection:
             except (OSError, ProtocolError, asyncio.TimeoutError) as error:
                 if time.monotonic() > deadline:
                     return StartTimeoutError(
-                        f"Node {self._hello['node']} cannot reach rank 0 on node {self._record.node} at "
-                        f"{self._record.host}:{self._record.port} ({error or type(error).__name__}). If the nodes have "
+                        f"Node {self._hello.node} cannot reach rank 0 on node {self._record.node} at "
+                        f"{_address(self._record)} ({error or type(error).__name__}). If the nodes have "
                         "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
@@ -192,7 +194,7 @@ class Connection:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while (message := await receive(reader)) is not None:
             self._heard = time.monotonic()
-            if message["op"] != "pong":
+            if not isinstance(message, Pong):
                 self._note(message)
         self._lost("its connection ended without a word")
 
@@ -210,18 +212,18 @@ class Connection:
             if time.monotonic() - self._heard > self._patience:
                 self._lost(f"it has not responded for {self._patience:g} s (scheduler_timeout)")
                 return
-            self._write({"op": "ping"})
+            self._write(Ping())
 
     def _lost(self, why: str) -> None:
-        if self._closing or {"end", "bye"} & set(self._seen):
+        if self._closing or Failed in self._seen or Closed in self._seen:
             return
-        self._note({"op": "lost"})
+        self._alive = False
         message = f"Rank 0 on node {self._record.node}, the scheduler, is lost: {why}."
-        self._note({"op": "end", "kind": ClusterLostError.__name__, "message": message})
+        self._note(Failed.of(ClusterLostError(message)))
 
     def _note(self, message: Message) -> None:
         with self._changed:
-            self._seen[message["op"]] = message
+            self._seen[type(message)] = message
             self._changed.notify_all()
             listeners = list(self._listeners)
         for listener in listeners:
@@ -233,9 +235,18 @@ class Connection:
                 self._writer.write(encode(message))
 
     async def _leave(self) -> None:
-        self._write({"op": "bye"})
+        self._write(Closed())
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 await self._writer.drain()
                 self._writer.close()
                 await self._writer.wait_closed()
+
+
+def error_of(failed: Failed) -> EndError:
+    """Make the error that a run has failed with."""
+    return error_named(failed.kind, failed.message)
+
+
+def _address(record: CoordinatorRecord) -> str:
+    return f"[{record.host}]:{record.port}" if ":" in record.host else f"{record.host}:{record.port}"

@@ -20,9 +20,19 @@ import socket
 import ssl
 from typing import Any
 
-__all__ = ["LIMIT", "PEER_TIMEOUT", "Message", "ProtocolError", "accept", "connect", "encode", "receive", "run_loop"]
+from .messages import Hello, Message, decode, decode_object, encode
 
-Message = dict[str, Any]
+__all__ = [
+    "LIMIT",
+    "PEER_TIMEOUT",
+    "UNPROVED_TIMEOUT",
+    "ProtocolError",
+    "accept",
+    "connect",
+    "receive",
+    "run_loop",
+    "time_limit",
+]
 
 # Bytes of one message; the largest is a plan of some thousand workers.
 LIMIT = 1 << 22
@@ -30,6 +40,9 @@ LIMIT = 1 << 22
 _FIRST_LIMIT = 1 << 16
 # Seconds after which a peer that the network no longer reaches counts as lost.
 PEER_TIMEOUT = 15.0
+# Seconds that somebody who has connected has to prove that it is of this run; a rank that is too slow comes again.
+UNPROVED_TIMEOUT = 5.0
+# Seconds that a rank gives the coordinator, which may have many to let in.
 _HANDSHAKE_TIMEOUT = 10.0
 
 
@@ -50,36 +63,38 @@ def run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def encode(message: Message) -> bytes:
-    """Write a message as one line."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
-
-
 async def receive(reader: asyncio.StreamReader) -> Message | None:
     """Read a message; `None` when the connection has ended, in whatever way."""
+    line = await _receive_line(reader)
+    return decode(line) if line is not None else None
+
+
+async def _receive_line(reader: asyncio.StreamReader) -> bytes | None:
     try:
-        return _decode(await reader.readline())
+        return await reader.readline()
     except (OSError, ValueError):
         return None
 
 
-def _decode(line: bytes) -> Message | None:
-    try:
-        message = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) and isinstance(message.get("op"), str) else None
+async def _receive_object(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    line = await _receive_line(reader)
+    return decode_object(line) if line is not None else None
 
 
-async def _receive_first(reader: asyncio.StreamReader) -> Message | None:
-    """Read the first message of somebody who may be a stranger, and keep no more of it in memory than a hello needs."""
+async def _receive_first(reader: asyncio.StreamReader) -> bytes | None:
+    """Read the first line of somebody who may be a stranger, and keep no more of it in memory than a hello needs."""
     line = b""
     try:
         while not line.endswith(b"\n") and (part := await reader.read(_FIRST_LIMIT - len(line))):
             line += part
     except OSError:
         return None
-    return _decode(line)
+    return line
+
+
+def _line(**content: str) -> bytes:
+    """Write what only the handshake says."""
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
 def _proof(secret: str, side: str, challenge: str) -> str:
@@ -90,34 +105,36 @@ def _same(given: object, needed: str) -> bool:
     return hmac.compare_digest(str(given).encode(errors="replace"), needed.encode())
 
 
-async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, key: str) -> Message:
-    """Let a rank in that knows the secret, and tell it the run's private key.
+async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, key: str) -> Hello:
+    """Let a rank in that knows the secret, and tell it the run's private key; who calls this sets the time limit.
 
     Returns
     -------
-    dict
-        Its hello.
+    Hello
+        Who it is.
 
     Raises
     ------
     ProtocolError
-        If the other side does not know the secret, or is silent.
+        If the other side does not know the secret.
     """
     challenge = secrets.token_hex(16)
-    async with _handshake():
-        writer.write(encode({"op": "challenge", "challenge": challenge}))
-        hello = await _receive_first(reader)
-        if hello is None or not _same(hello.pop("proof", ""), _proof(secret, "rank", challenge)):
-            raise ProtocolError
-        proof = _proof(secret, "coordinator", str(hello.pop("challenge", "")))
-        writer.write(encode({"op": "accepted", "proof": proof, "key": key}))
-        await writer.drain()
+    writer.write(_line(op="challenge", challenge=challenge))
+    line = await _receive_first(reader)
+    words = decode_object(line) if line is not None else None
+    if line is None or words is None or not _same(words.get("proof"), _proof(secret, "rank", challenge)):
+        raise ProtocolError
+    hello = decode(line)
+    if not isinstance(hello, Hello):
+        raise ProtocolError
+    proof = _proof(secret, "coordinator", str(words.get("challenge")))
+    writer.write(_line(op="accepted", proof=proof, key=key))
     _keep_alive(writer)
     return hello
 
 
 async def connect(
-    host: str, port: int, secret: str, hello: Message, context: ssl.SSLContext | None
+    host: str, port: int, secret: str, hello: Hello, context: ssl.SSLContext | None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
     """Connect to the coordinator of the run.
 
@@ -134,15 +151,15 @@ async def connect(
         If nothing listens there.
     """
     challenge = secrets.token_hex(16)
-    async with _handshake():
+    async with time_limit(_HANDSHAKE_TIMEOUT):
         reader, writer = await asyncio.open_connection(host, port, limit=LIMIT, ssl=context)
         try:
-            first = await receive(reader)
+            first = await _receive_object(reader)
             if first is None:
                 raise ProtocolError
             proof = _proof(secret, "rank", str(first.get("challenge")))
-            writer.write(encode({**hello, "op": "hello", "proof": proof, "challenge": challenge}))
-            answer = await receive(reader)
+            writer.write(encode(hello, proof=proof, challenge=challenge))
+            answer = await _receive_object(reader)
             if answer is None or not _same(answer.get("proof"), _proof(secret, "coordinator", challenge)):
                 raise ProtocolError
         except BaseException:
@@ -153,17 +170,8 @@ async def connect(
 
 
 @contextlib.asynccontextmanager
-async def _handshake() -> Any:
-    try:
-        async with _timeout(_HANDSHAKE_TIMEOUT):
-            yield
-    except (asyncio.TimeoutError, TimeoutError):
-        raise ProtocolError from None
-
-
-@contextlib.asynccontextmanager
-async def _timeout(seconds: float) -> Any:
-    """`asyncio.timeout` for Python 3.10 too."""
+async def time_limit(seconds: float) -> Any:
+    """`asyncio.timeout` for Python 3.10 too; its end is a `ProtocolError`."""
     task = asyncio.current_task()
     assert task is not None
     expired = False
@@ -178,7 +186,7 @@ async def _timeout(seconds: float) -> Any:
         yield
     except asyncio.CancelledError:
         if expired:
-            raise TimeoutError from None
+            raise ProtocolError("it said nothing in time") from None
         raise
     finally:
         handle.cancel()

@@ -1,7 +1,8 @@
 """The messages that the processes of a run exchange with the coordinator on rank 0: one dataclass each, one JSON object a line.
 
-From whom each of them comes, and what follows, stands in `batchlet.control.state`. A line that is no message of ours, or has
-fields that its dataclass does not have, is `None` to who reads it; the connection is then at its end.
+From whom each of them comes, and what follows, stands in `batchlet.control.state`. A line that is no message of ours, or whose
+fields are not of the kind that its dataclass says, is `None` to who reads it; the connection is then at its end. Fields that
+a dataclass does not have are ignored: a `Hello` of another version of Batchlet must be understood far enough to be refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from ..errors import EndError
 
 __all__ = [
     "Beat",
@@ -37,7 +40,9 @@ __all__ = [
     "Welcome",
     "WorkerJoined",
     "decode",
+    "decode_object",
     "encode",
+    "name_of",
 ]
 
 # Event and seconds since the epoch, as `batchlet.timeline` gives them.
@@ -138,6 +143,11 @@ class ReportFailure(Message):
     kind: str
     message: str
 
+    @classmethod
+    def of(cls, error: EndError) -> ReportFailure:
+        """Make the message from the error."""
+        return cls(type(error).__name__, str(error))
+
 
 @dataclass(frozen=True)
 class Failed(Message):
@@ -145,6 +155,11 @@ class Failed(Message):
 
     kind: str
     message: str
+
+    @classmethod
+    def of(cls, error: EndError) -> Failed:
+        """Make the message from the error."""
+        return cls(type(error).__name__, str(error))
 
 
 @dataclass(frozen=True)
@@ -235,31 +250,53 @@ class Pong(Message):
     """To who has asked: it is."""
 
 
-def _name(cls: type[Message]) -> str:
+def name_of(cls: type[Message]) -> str:
     """Name of a kind of message on the wire: "report_failure"."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
-_KINDS = types.MappingProxyType({_name(cls): cls for cls in Message.__subclasses__()})
+# What JSON makes of a field, by the first word of its annotation.
+_SHAPES = {"str": str, "int": int, "Sequence": list, "Mapping": dict}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of message, and for each of its fields what JSON makes of it."""
+
+    cls: type[Message]
+    shapes: Mapping[str, tuple[type, ...]]
+
+
+def _kind(cls: type[Message]) -> _Kind:
+    shapes: dict[str, tuple[type, ...]] = {}
+    for entry in fields(cls):
+        annotation = str(entry.type).replace("_Marks", "Sequence")
+        shape = _SHAPES[re.split(r"\W", annotation)[0]]
+        shapes[entry.name] = (shape, type(None)) if annotation.endswith("| None") else (shape,)
+    return _Kind(cls, shapes)
+
+
+_KINDS = types.MappingProxyType({name_of(cls): _kind(cls) for cls in Message.__subclasses__()})
 
 
 def encode(message: Message, **more: Any) -> bytes:
     """Write a message as one line; `more` is for what the handshake adds to it."""
-    return json.dumps({"op": _name(type(message)), **asdict(message), **more}, separators=(",", ":")).encode() + b"\n"
+    return json.dumps({"op": name_of(type(message)), **asdict(message), **more}, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message | None:
     """Read a message; `None` if the line is none, or not whole."""
     found = decode_object(line)
-    if found is None:
+    kind = _KINDS.get(str(found.pop("op", ""))) if found is not None else None
+    if found is None or kind is None:
         return None
-    cls = _KINDS.get(str(found.pop("op", "")))
-    if cls is None:
+    known = {name: value for name, value in found.items() if name in kind.shapes}
+    if not all(isinstance(value, kind.shapes[name]) for name, value in known.items()):
         return None
-    known = {entry.name for entry in fields(cls)}
     try:
-        return cls(**{name: value for name, value in found.items() if name in known})
+        return kind.cls(**known)
     except TypeError:
+        # A field is missing that must be there.
         return None
 
 

@@ -19,6 +19,19 @@ from distributed.utils import get_mp_context
 
 from .. import timeline
 from ..control.connection import Connection
+from ..control.messages import (
+    Beat,
+    Failed,
+    Forget,
+    Message,
+    ReportFailure,
+    SchedulerStarted,
+    Signalled,
+    Stop,
+    Stopping,
+    Timeline,
+    WorkerJoined,
+)
 from ..control.signals import handled
 from ..errors import EndError
 from ..node.inputs import unpack_options
@@ -185,28 +198,27 @@ class _RemoteCoordinator:
         self.on_stopping: Callable[[], object] = lambda: None
         self.on_gone: Callable[[set[str]], object] = lambda _: None
 
-    def hear(self, message: Mapping[str, Any]) -> None:
+    def hear(self, message: Message) -> None:
         """Do what rank 0 says; in the connection's thread."""
-        op = message["op"]
-        if op == "stopping":
+        if isinstance(message, Stopping):
             self.on_stopping()
-        elif op == "forget":
-            self.on_gone(set(message["workers"]))
-        elif op in ("stop", "end"):
-            self._end(op == "end")
+        elif isinstance(message, Forget):
+            self.on_gone(set(message.workers))
+        elif isinstance(message, (Stop, Failed)):
+            self._end(isinstance(message, Failed))
 
     def beat(self) -> None:
-        self._connection.send("beat")
+        self._connection.send(Beat())
 
     def worker_joined(self, name: object) -> None:
-        self._connection.send("joined", worker=str(name))
+        self._connection.send(WorkerJoined(str(name)))
 
     def scheduler_started(self, **start: Any) -> None:
-        self._connection.send("timeline", who="the scheduler", marks=timeline.marks())
-        self._connection.send("started", start=start)
+        self._connection.send(Timeline("the scheduler", timeline.marks()))
+        self._connection.send(SchedulerStarted(**start))
 
     def fail(self, error: EndError) -> None:
-        self._connection.send("failed", kind=type(error).__name__, message=str(error))
+        self._connection.send(ReportFailure.of(error))
 
     def signalled(self, number: int, _frame: object) -> None:
-        self._connection.send("signalled", number=number, participant="0")
+        self._connection.send(Signalled(number, "0"))

@@ -17,6 +17,20 @@ from typing import Any
 
 from .. import open_files, report, timeline
 from ..control.connection import Connection
+from ..control.messages import (
+    Failed,
+    Gone,
+    Message,
+    Planned,
+    Ready,
+    ReportFailure,
+    SchedulerDied,
+    SchedulerStarted,
+    Signalled,
+    Stop,
+    Timeline,
+    Welcome,
+)
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..errors import EndError, RefusedError
@@ -27,7 +41,7 @@ from ..rendezvous.pipe import PipeRendezvous
 from ..resources import cgroup_memory, read_host
 from . import attach, inputs
 from .local_ranks import LocalRank, SharingRules, plan_of
-from .rank import PATIENCE, Rank, connect, report_failure, unexpected
+from .rank import PATIENCE, Rank, connect, unexpected
 
 __all__ = ["run_agent"]
 
@@ -193,7 +207,7 @@ class _Agent:
         problem = joined.result()
         for local_rank in self._everyone:
             if local_rank.gone and self._connection is not None:
-                self._connection.send("gone", participant=local_rank.name)
+                self._connection.send(Gone(local_rank.name))
         if problem is None:
             await self._serve()
         else:
@@ -209,7 +223,7 @@ class _Agent:
         if self._connection is None:
             self._signals.append((number, by))
         else:
-            self._connection.send("signalled", number=number, participant=by)
+            self._connection.send(Signalled(number, by))
 
     # Ranks
 
@@ -284,7 +298,7 @@ class _Agent:
         def tell() -> None:
             self._loop.remove_reader(process.sentinel)
             process.join()
-            coordinator.send("died", how=_ending(process.exitcode))
+            coordinator.send(SchedulerDied(_ending(process.exitcode)))
 
         self._loop.add_reader(process.sentinel, tell)
 
@@ -295,7 +309,7 @@ class _Agent:
             return
         self._local_ranks.pop(local_rank.name, None)
         if self._connection is not None:
-            self._connection.send("gone", participant=local_rank.name)
+            self._connection.send(Gone(local_rank.name))
         if local_rank.nannies:
             from ..dask_backend import workers
 
@@ -324,9 +338,9 @@ class _Agent:
             if self._problem is not None:
                 raise self._problem
             for number, by in self._signals:
-                connection.send("signalled", number=number, participant=by)
+                connection.send(Signalled(number, by))
             timeline.mark("rank 0 found")
-            self._facts = connection.wait("welcome", until)["facts"]
+            self._facts = connection.wait(Welcome, until).facts
             self._address = rank.reachable_host()
         except EndError as error:
             return error
@@ -339,11 +353,11 @@ class _Agent:
             raise RefusedError("The run was over before this node could take part; the output of rank 0 says why.")
         return record
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
+    def _hear(self, message: Message) -> None:
         """Do what rank 0 says; in the connection's thread."""
-        if message["op"] == "start":
-            self._loop.call_soon_threadsafe(self._learn, message["address"])
-        elif message["op"] in ("stop", "end"):
+        if isinstance(message, SchedulerStarted):
+            self._loop.call_soon_threadsafe(self._learn, message.address)
+        elif isinstance(message, (Stop, Failed)):
             self._loop.call_soon_threadsafe(self._over.set)
 
     def _learn(self, address: str) -> None:
@@ -381,29 +395,29 @@ class _Agent:
             # An agent that listens has the workers of all ranks here.
             plans = plan_of(local_rank, self._facts, self._host_facts, shared=self._orders["listens"])
         except EndError as error:
-            report_failure(connection, error)
+            connection.send(ReportFailure.of(error))
             return
-        connection.send("plan", participant=local_rank.name, workers=[[w.name, w.threads, w.memory] for w in plans])
+        connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plans]))
         address = await asyncio.shield(self._started)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
             specs = [workers.nanny_spec(plan, settings, self._site, context) for plan in plans]
             await asyncio.gather(
                 *(
-                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has("ready"))
+                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
                     for cls, options in specs
                 )
             )
             workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
-            connection.send("timeline", who=f"workers of node {self._rank.info.node}", marks=timeline.marks())
+            connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
             processes.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
             if not local_rank.gone and not self._over.is_set():
                 failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
-                report_failure(connection, failure)
+                connection.send(ReportFailure.of(failure))
 
     # The end
 
@@ -439,16 +453,16 @@ class _Agent:
         for task in self._tasks:
             task.cancel()
         nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
-        await workers.close(nannies, self._rank.settings.stop_timeout if self._connection.end is None else 0.0)
+        await workers.close(nannies, self._rank.settings.stop_timeout if self._connection.failure is None else 0.0)
         for local_rank in self._everyone:
             local_rank.nannies.clear()
 
     def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""
         connection, info = self._connection, self._rank.info
-        if problem is not None and connection is not None and connection.end is None:
-            report_failure(connection, problem)
-            connection.wait_end(PATIENCE)
+        if problem is not None and connection is not None and connection.failure is None:
+            connection.send(ReportFailure.of(problem))
+            connection.wait_failure(PATIENCE)
         silent = info.client_rank in info.local_ranks or isinstance(problem, RefusedError)
         if problem is not None and connection is None and not silent:
             # Nobody else on this node says so.

@@ -11,10 +11,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .. import open_files, report
-from ..control.coordinator import Coordinator
+from ..control.coordinator import Coordinator, CoordinatorConfig
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..errors import EndError, NetworkError, PlanError
@@ -66,7 +66,7 @@ class CoordinatorRank:
         rank, info, settings = self._rank, self._rank.info, self._rank.settings
         host, failure = self._host()
         secret = secrets.token_hex(32)
-        coordinator = Coordinator(
+        config = CoordinatorConfig(
             host=host,
             secret=secret,
             credentials=self._credentials,
@@ -79,14 +79,8 @@ class CoordinatorRank:
             scheduler_timeout=settings.scheduler_timeout,
             versions=versions(),
             quorum=self._quorum,
-            # All have read the record: whatever ends the run, it will not be left behind.
-            on_met=self._rendezvous.withdraw,
-            on_stop=self._on_stop,
-            on_failure=self._on_failure,
-            on_loss=report.note,
-            on_stuck=self._end_hard,
-            expected_nodes=lambda: rank.environment.expected_nodes(rank.environ),
         )
+        coordinator = Coordinator(config, self)
         certificate = self._credentials.certificate if self._credentials is not None else ""
         port = coordinator.listen()
         record = CoordinatorRecord(info.run_id, secrets.token_hex(8), info.node, host, port, secret, certificate)
@@ -195,16 +189,34 @@ class CoordinatorRank:
         if self._over.is_set():
             stop()
 
-    # What the coordinator has this process do
+    # What the coordinator has its owner do, in its own thread
 
-    def _on_stop(self) -> None:
+    def met(self) -> None:
+        """All have read the record: whatever ends the run, it will not be left behind."""
+        self._rendezvous.withdraw()
+
+    def lost(self, text: str) -> None:
+        """Tell the user that something was lost and the run goes on."""
+        report.note(text)
+
+    def failed(self, error: EndError) -> None:
+        """Tell the user why the run has failed."""
+        self._failure = error
+        report.failure(error, time.monotonic() - self._rank.began)
+
+    def expected_nodes(self) -> Mapping[int, str]:
+        """Give the node on which each rank should be."""
+        return self._rank.environment.expected_nodes(self._rank.environ)
+
+    def stop_serving(self) -> None:
+        """End the scheduler, and then this rank."""
         self._over.set()
         if self._stop_serving is not None:
             with contextlib.suppress(RuntimeError):
                 self._stop_serving()
 
-    def _end_hard(self) -> None:
-        """End this process although the scheduler's event loop does not; in the coordinator's thread."""
+    def end_hard(self) -> None:
+        """End this process although the scheduler's event loop does not."""
         if self._process is not None:
             self._process.kill()
         else:
@@ -221,10 +233,6 @@ class CoordinatorRank:
         """Remove the note of a client that was killed."""
         with contextlib.suppress(EndError):
             self._rank.notes(self._record).remove_note()
-
-    def _on_failure(self, error: EndError) -> None:
-        self._failure = error
-        report.failure(error, time.monotonic() - self._rank.began)
 
     def _quorum(self, planned: int) -> int | None:
         """How many of the planned workers are enough."""

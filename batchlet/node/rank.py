@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..control.connection import Connection
+from ..control.messages import Failed, Hello, ReportFailure, Welcome
 from ..environments import Environment, Figure, ProcessInfo, select
 from ..errors import BatchletError, EndError, PlanError
 from ..network import reachable_host
@@ -18,7 +19,7 @@ from ..resources import HostFacts, node_resources, read_host
 from ..settings import Settings
 from ..versions import versions
 
-__all__ = ["PATIENCE", "Facts", "Rank", "connect", "plan_with_facts", "report_failure", "unexpected"]
+__all__ = ["PATIENCE", "Facts", "Rank", "connect", "plan_with_facts", "unexpected"]
 
 #: Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 PATIENCE = 5.0
@@ -189,14 +190,7 @@ def connect(
     """
     return Connection(
         record,
-        {
-            "name": name,
-            "role": role,
-            "node": rank.info.node,
-            "local_ranks": list(rank.info.local_ranks),
-            "brings": list(brings),
-            "versions": versions(),
-        },
+        Hello(name, role, rank.info.node, rank.info.local_ranks, tuple(brings), versions()),
         rank.deadline + PATIENCE,
         rank.settings.scheduler_timeout,
         latest,
@@ -211,19 +205,14 @@ def plan_with_facts(rank: Rank, connection: Connection) -> Plan:
     EndError
         The root cause, if the run has failed.
     """
-    facts = connection.wait("welcome", rank.deadline + PATIENCE)["facts"]
+    facts = connection.wait(Welcome, rank.deadline + PATIENCE).facts
     try:
         return rank.plan(facts)
     except PlanError as error:
         # Rank 0 prints it, and answers with the end of the run.
-        report_failure(connection, error)
-        connection.wait("end", time.monotonic() + PATIENCE)
+        connection.send(ReportFailure.of(error))
+        connection.wait(Failed, time.monotonic() + PATIENCE)
         raise
-
-
-def report_failure(connection: Connection, error: EndError) -> None:
-    """Tell the coordinator that the run cannot go on, and why."""
-    connection.send("failed", kind=type(error).__name__, message=str(error))
 
 
 def unexpected(error: Exception, where: str) -> EndError:

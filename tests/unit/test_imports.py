@@ -52,11 +52,25 @@ ROOMS = (
         (
             ("control",),
             ("control.messages", "control.signals"),
-            ("control.handshake",),
-            ("control.coordinator", "control.connection"),
+            ("control.handshake", "control.events", "control.wording"),
+            ("control.roster", "control.connection", "control.door"),
+            ("control.outbox",),
+            ("control.state",),
+            ("control.coordinator",),
         ),
     ),
-    ("node", (("node",), ("node.wait",), ("node.attach",), ("node.bootstrap",), ("node.scheduler_request",))),
+    ("", (("command_line", "dask_import"),)),
+    (
+        "node",
+        (
+            ("node",),
+            ("node.inputs", "node.wait"),
+            ("node.start",),
+            ("node.attach",),
+            ("node.rank",),
+            ("node.resolve",),
+        ),
+    ),
     (
         "dask_backend",
         (
@@ -69,9 +83,27 @@ ROOMS = (
             ("dask_backend.local_cluster", "dask_backend.scheduler_process"),
         ),
     ),
-    ("node", (("node.rank",), ("node.agent",), ("node.__main__",))),
+    (
+        "node",
+        (
+            ("node.worker_rank",),
+            ("node.scheduler_request",),
+            ("node.coordinator_rank",),
+            ("node.rank_roles", "node.local_ranks"),
+            ("node.agent",),
+            ("node.bootstrap",),
+        ),
+    ),
     ("launchers", (("launchers.step",),)),
-    ("client", (("client",), ("client.session",))),
+    (
+        "client",
+        (
+            ("client",),
+            ("client.backend",),
+            ("client.announce", "client.local", "client.ranks"),
+            ("client.session",),
+        ),
+    ),
     ("", (("runner",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)

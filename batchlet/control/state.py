@@ -1,0 +1,371 @@
+"""What the coordinator decides: from what happens to what is to be done, without clock, sockets, threads or environment.
+
+The life of a run::
+
+    STARTING --all have come and all workers have joined, or as many as min_workers wants, at the deadline--> RUNNING
+    STARTING, RUNNING --the client is done, or gone--> STOPPING: `Stop` to all; after the last worker `Closed` to the client
+    STARTING, RUNNING --whatever else goes wrong-----> FAILED: `Failed` to all, and to those who come within a moment
+
+From STOPPING and FAILED the scheduler ends last, and then rank 0. The first failure is the root cause, and the only one that is
+told; nothing that happens later changes the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ClusterLostError, EndError, StartTimeoutError, VersionMismatchError, error_named, terminated
+from ..plan import CLIENT, SCHEDULER, WORKER
+from . import events as e
+from . import messages as m
+from . import wording
+from .outbox import Outbox
+from .roster import Peer, Roster
+
+__all__ = ["DEADLINE", "FAILED", "RUNNING", "STARTING", "STOPPING", "Rules", "State"]
+
+STARTING, RUNNING, STOPPING, FAILED = "starting", "running", "stopping", "failed"
+
+# Timers. `DEADLINE` comes back with what the launcher says about nodes.
+DEADLINE = "deadline"
+_GRACE, _OBITUARY, _LINGER, _STOP, _STUCK = "grace", "obituary", "linger", "stop", "stuck"
+# Seconds within which an agent says how the scheduler's process has ended.
+_OBITUARY_SECONDS = 1.0
+# Seconds for those that have not come yet to hear of a failure, instead of silence.
+_LINGER_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a run is like.
+
+    Parameters
+    ----------
+    node : str
+        Name of rank 0's node.
+    participants : collection of str
+        Who must come: the ranks, "0w" for the workers of head rank 0, "client" for a client that is not one of the ranks.
+    start_timeout, stop_timeout, grace, scheduler_timeout : float
+        Seconds; see `batchlet.settings.Settings`.
+    patience : float
+        Seconds that are left of `start_timeout`.
+    versions : mapping of str to str
+        Versions of Python and packages on rank 0; all others must have the same.
+    quorum : callable
+        From the number of planned workers to the number that is enough at the deadline; `None` where all are needed.
+    """
+
+    node: str
+    participants: Iterable[str]
+    start_timeout: float
+    patience: float
+    stop_timeout: float
+    grace: float
+    scheduler_timeout: float
+    versions: Mapping[str, str]
+    quorum: Callable[[int], int | None]
+
+
+class State:
+    """Where the run is; see `advance`.
+
+    Parameters
+    ----------
+    rules : Rules
+        What it is like.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._phase = STARTING
+        self._failure: EndError | None = None
+        self._ending = False
+        self._own = Peer(e.OWN, "scheduler", SCHEDULER, rules.node)
+        self._roster = Roster(rules.participants, rules.node)
+        self._out = Outbox(self._roster)
+        self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
+        self._facts: Mapping[str, Sequence[Any]] | None = None
+        self._started: m.SchedulerStarted | None = None
+        self._signal: m.Terminate | None = None
+        # Seconds since the scheduler's last sign of life; `None` before the first one.
+        self._silence: float | None = None
+
+    @property
+    def phase(self) -> str:
+        """`STARTING`, `RUNNING`, `STOPPING` or `FAILED`."""
+        return self._phase
+
+    def advance(self, event: e.Event) -> tuple[e.Action, ...]:
+        """Draw the conclusions from what has happened.
+
+        Returns
+        -------
+        tuple of Action
+            What is to be done, in this order.
+        """
+        match event:
+            case e.Listening():
+                self._out.add(e.StartTimer(DEADLINE, self._rules.patience))
+            case e.PeerEntered(number, hello):
+                self._enter(number, hello)
+            case e.MessageCame(number, message):
+                self._hear(self._own if number == e.OWN else self._roster[number], message)
+            case e.PeerLeft(number):
+                self._leave(self._roster[number], lost=True)
+            case e.DeadlinePassed(nodes):
+                self._deadline(nodes)
+            case e.TimerFired(name):
+                self._timer(name)
+            case e.TimePassed(seconds):
+                self._watch_scheduler(seconds)
+            case e.LocalSignal(number, where):
+                self._pass_signal(number, where)
+            case e.Fail(error):
+                self._fail(error)
+            case e.FactsKnown(facts):
+                self._facts = facts
+                self._out.broadcast(m.Welcome(facts))
+            case e.SchedulerGone():
+                self._scheduler_lost(None)
+        self._settle()
+        return self._out.take()
+
+    # What happens
+
+    def _enter(self, number: int, hello: m.Hello) -> None:
+        peer = self._roster.enter(number, hello)
+        if self._failure is not None:
+            self._out.send([peer], m.Failed.of(self._failure))
+        elif self._phase == STOPPING:
+            self._out.send([peer], m.Stop())
+        elif self._rules.versions != hello.versions:
+            text = wording.other_versions(peer.name, peer.node, hello.versions, self._rules.versions)
+            self._fail(VersionMismatchError(text))
+        elif peer.role != SCHEDULER:
+            if self._signal is not None:
+                self._out.send([peer], self._signal)
+            if self._facts is not None:
+                self._out.send([peer], m.Welcome(self._facts))
+            if self._started is not None:
+                self._out.send([peer], self._started)
+            self._check_ready()
+
+    def _hear(self, peer: Peer, message: m.Message) -> None:
+        if peer.role == SCHEDULER:
+            self._hear_scheduler(message)
+        match message:
+            case m.Ping():
+                self._out.send([peer], m.Pong())
+            case m.Planned(participant, workers):
+                self._planned_by(peer, participant, workers)
+            case m.Gone(participant):
+                self._participants_lost(peer, [participant])
+            case m.ReportFailure(kind, text):
+                self._fail(error_named(kind, text))
+            case m.Signalled(number, participant):
+                self._pass_signal(number, f"{wording.called(participant)} on node {peer.node}")
+            case m.SchedulerDied(how):
+                self._scheduler_lost(how)
+            case m.Done():
+                self._stop()
+            case m.Timeline(who, marks):
+                self._timeline[who] = marks
+            case m.Closed():
+                self._leave(peer, lost=False)
+
+    def _hear_scheduler(self, message: m.Message) -> None:
+        match message:
+            case m.Beat():
+                # Below zero: what the clock tells next began before this, and does not count.
+                self._silence = -1.0
+            case m.WorkerJoined(worker):
+                self._roster.joined.add(worker)
+                self._check_ready()
+            case m.SchedulerStarted() if self._phase == STARTING:
+                self._started = message
+                self._out.broadcast(message)
+                self._check_ready()
+
+    def _planned_by(self, peer: Peer, participant: str, workers: Sequence[Sequence[Any]]) -> None:
+        self._roster.add_workers(peer, participant, workers)
+        self._check_ready()
+        if self._phase == RUNNING:
+            self._check_met()
+
+    def _leave(self, peer: Peer, *, lost: bool) -> None:
+        """Draw the conclusion from a connection that has ended, or is about to."""
+        if peer.left:
+            return
+        peer.left = True
+        if peer.role == SCHEDULER:
+            if self._ending:
+                self._out.add_once(e.StopServing())
+            else:
+                self._scheduler_lost(None)
+        elif self._over:
+            pass
+        elif peer.role == CLIENT:
+            # A client that says good-bye early has its reasons, and says them itself.
+            if lost:
+                self._out.add(e.NoteLoss(wording.client_lost(peer.name, peer.node)))
+            self._stop()
+        elif lost:
+            self._participants_lost(peer, list(peer.plan) or list(peer.brings) or [peer.name])
+
+    def _participants_lost(self, peer: Peer, participants: list[str]) -> None:
+        """Ranks are gone, and the workers that they brought; with their agent, all that it had."""
+        gone = self._roster.remove(peer, participants)
+        if self._over:
+            return
+        self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))
+        where = f"{wording.called_together(participants)} on node {peer.node}"
+        if self._phase == STARTING:
+            text = wording.died_at_start(where)
+            if self._rules.quorum(1) is None:
+                self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
+                return
+            self._out.add(e.NoteLoss(text))
+            self._roster.expect_no_more(participants, late=False)
+            self._check_ready()
+            return
+        left = len(self._roster.workers())
+        text = wording.died_with_workers(where, len(gone))
+        if left < max(1, self._rules.quorum(left + len(gone)) or 1):
+            self._fail(ClusterLostError(f"{text}; {wording.workers_counted(left)} left."))
+        elif gone:
+            self._out.add(e.NoteLoss(f"{text}; the run goes on with {left}"))
+
+    def _scheduler_lost(self, how: str | None) -> None:
+        if self._over:
+            return
+        if how is None:
+            self._out.add(e.StartTimer(_OBITUARY, _OBITUARY_SECONDS))
+            return
+        self._fail(ClusterLostError(f"The scheduler, a process of rank 0 on node {self._rules.node}, {how}."))
+
+    def _pass_signal(self, number: int, where: str) -> None:
+        if self._signal is not None or self._over:
+            return
+        self._signal = m.Terminate(number, where)
+        clients = self._roster.connected(CLIENT)
+        if not clients:
+            self._fail(terminated(number, where))
+            return
+        self._out.send(clients, self._signal)
+        # The client ends itself within `grace`; this is for one that cannot.
+        self._out.add(e.StartTimer(_GRACE, self._rules.grace + self._rules.stop_timeout))
+
+    def _watch_scheduler(self, seconds: float) -> None:
+        """End the run when the scheduler's event loop is blocked for good; a busy one catches up."""
+        if self._silence is None:
+            return
+        self._silence = self._silence + seconds if self._silence >= 0 else 0.0
+        limit = self._rules.scheduler_timeout
+        if self._phase == RUNNING and self._silence > limit:
+            text = f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout)."
+            self._fail(ClusterLostError(text))
+
+    def _timer(self, name: str) -> None:
+        if name == _OBITUARY:
+            self._scheduler_lost("ended")
+        elif name == _GRACE and self._signal is not None:
+            self._fail(terminated(self._signal.number, self._signal.where))
+        elif name == _LINGER and not self._ending:
+            self._end()
+        elif name == _STOP and not self._ending:
+            self._say_closed()
+        elif name == _STUCK:
+            self._out.add_once(e.EndHard())
+
+    # Becoming ready
+
+    def _check_ready(self) -> None:
+        if self._phase == STARTING and self._started is not None and not any(self._roster.missing()):
+            self._ready()
+
+    def _ready(self) -> None:
+        workers = self._roster.workers()
+        if not workers:
+            self._fail(StartTimeoutError("No rank is left that hosts workers."))
+            return
+        self._phase = RUNNING
+        self._out.add(e.Mark("all workers joined"))
+        self._check_met()
+        threads, memory = sorted(size[0] for size in workers), sorted(size[1] for size in workers)
+        self._out.broadcast(
+            m.Ready(len(workers), (threads[0], threads[-1]), (memory[0], memory[-1]), self._roster.nodes)
+        )
+
+    def _check_met(self) -> None:
+        """Those who are late although the run has begun without them may still come and need the record."""
+        if self._roster.all_met:
+            self._out.add_once(e.Met())
+
+    def _deadline(self, nodes: Mapping[int, str]) -> None:
+        if self._phase != STARTING:
+            return
+        participants, workers = (sorted(names, key=wording.by_rank) for names in self._roster.missing())
+        count = len(self._roster.workers())
+        enough = self._rules.quorum(len(self._roster.planned()) + len(participants))
+        started, seconds = self._started is not None, self._rules.start_timeout
+        missing = wording.missing_parts(
+            participants, workers, not started, lambda name: self._roster.node_of(name, nodes)
+        )
+        if enough is not None and count >= enough and self._roster.connected(CLIENT) and started:
+            text = f"{missing} after {seconds:g} s; the run goes on with {count} workers (min_workers)"
+            self._out.add(e.NoteLoss(text))
+            self._roster.expect_no_more(participants, late=True)
+            self._ready()
+            return
+        self._fail(StartTimeoutError(wording.incomplete(missing, count, seconds)))
+
+    # The end
+
+    @property
+    def _over(self) -> bool:
+        return self._phase in (STOPPING, FAILED)
+
+    def _fail(self, error: EndError) -> None:
+        if self._over:
+            return
+        self._phase, self._failure = FAILED, error
+        self._out.add(e.Report(error))
+        self._out.broadcast(m.Failed.of(error))
+        self._out.add(e.StartTimer(_LINGER, _LINGER_SECONDS))
+
+    def _stop(self) -> None:
+        if self._over:
+            return
+        self._phase = STOPPING
+        self._out.tell_scheduler(m.Stopping())
+        self._out.broadcast(m.Stop(), but=SCHEDULER)
+        self._out.add(e.StartTimer(_STOP, self._rules.stop_timeout))
+
+    def _settle(self) -> None:
+        """See whether those have left for whom the end waits."""
+        if self._ending:
+            return
+        if self._phase == STOPPING and not self._roster.connected(WORKER):
+            # The client leaves last: it waits for the coordinator's last word.
+            self._say_closed()
+        # After the deadline nobody is waited for who has not come: they had their time.
+        late = isinstance(self._failure, StartTimeoutError)
+        if self._phase == FAILED and not self._roster.connected() and (late or not self._roster.awaited):
+            self._end()
+
+    def _say_closed(self) -> None:
+        apart = self._roster.had(SCHEDULER)
+        peers = tuple(peer.number for peer in self._roster.connected(but=SCHEDULER))
+        self._out.add(e.Close(peers, "rank 0" if apart else "rank 0, the scheduler", dict(self._timeline)))
+        self._end()
+
+    def _end(self) -> None:
+        """Let the scheduler end; the hard way if its event loop is blocked."""
+        self._ending = True
+        schedulers = self._roster.connected(SCHEDULER)
+        self._out.send(schedulers, m.Stop())
+        if not schedulers:
+            self._out.add_once(e.StopServing())
+        self._out.add(e.StartTimer(_STUCK, self._rules.stop_timeout))

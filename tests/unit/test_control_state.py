@@ -1,0 +1,455 @@
+"""What the coordinator decides, without sockets, threads or a clock; no order of events leaves anybody without an answer."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchlet.control import events as e
+from batchlet.control import messages as m
+from batchlet.control.state import FAILED, RUNNING, STARTING, STOPPING, Rules, State
+from batchlet.errors import ClusterLostError, NetworkError, PlanError, error_named
+
+GIB = 1 << 30
+VERSIONS = {"dask": "2026.8.0"}
+STARTED = m.SchedulerStarted("tls://10.0.0.1:1", None)
+FACTS = {"n1": [4 * GIB, "scontrol"]}
+ANSWERS = (m.Stop, m.Failed, m.Closed)
+
+
+def rules(participants: str = "1 2 3", quorum: int | None = None) -> Rules:
+    return Rules(
+        node="n0",
+        participants=participants.split(),
+        start_timeout=20,
+        patience=19,
+        stop_timeout=3,
+        grace=10,
+        scheduler_timeout=60,
+        versions=VERSIONS,
+        quorum=lambda _: quorum,
+    )
+
+
+class World:
+    """All that is around a state: who is connected and what they were told, the timers, and rank 0."""
+
+    def __init__(self, participants: str = "1 2 3", quorum: int | None = None) -> None:
+        self.state = State(rules(participants, quorum))
+        self.connected: dict[str, int] = {}
+        self.told: dict[int, list[m.Message]] = {}
+        self.numbers = 0
+        self.timers: dict[str, float] = {}
+        self.actions: list[e.Action] = []
+        self.said_closed: set[int] = set()
+        # What should be reported: the first cause that came while the run was not over.
+        self.cause: tuple[str, str] | None = None
+        self.happened(e.Listening())
+
+    def happened(self, event: e.Event) -> tuple[e.Action, ...]:
+        before = self.state.phase
+        cause = self.cause_in(event)
+        actions = self.state.advance(event)
+        if before in (STARTING, RUNNING) and cause is not None:
+            self.cause = self.cause or cause
+        for action in actions:
+            if isinstance(action, (e.Send, e.Close)):
+                message = action.message if isinstance(action, e.Send) else m.Closed(action.timeline)
+                for peer in action.peers:
+                    assert peer in self.connected.values(), "nobody is told anything who is not there"
+                    assert peer not in self.said_closed, "who has taken leave is told nothing"
+                    self.told[peer].append(message)
+            elif isinstance(action, e.StartTimer):
+                assert action.seconds >= 0
+                self.timers[action.name] = action.seconds
+        self.actions += actions
+        assert not (before in (STOPPING, FAILED) and self.state.phase != before), "nothing changes the outcome"
+        return actions
+
+    @staticmethod
+    def cause_in(event: e.Event) -> tuple[str, str] | None:
+        if isinstance(event, e.Fail):
+            return type(event.error).__name__, str(event.error)
+        if isinstance(event, e.MessageCame) and isinstance(event.message, m.ReportFailure):
+            return event.message.kind, event.message.message
+        return None
+
+    def enter(self, name: str, role: str = "worker", node: str = "n1", **more: object) -> int:
+        self.numbers += 1
+        self.connected[name] = self.numbers
+        self.told[self.numbers] = []
+        hello = m.Hello(name, role, node, versions=VERSIONS)
+        self.happened(e.PeerEntered(self.numbers, replace(hello, **more)))
+        return self.numbers
+
+    def client(self) -> int:
+        return self.enter("1", "client", "n0")
+
+    def worker(self, rank: int, workers: int = 1) -> int:
+        peer = self.enter(f"agent-{rank}", brings=(str(rank),), local_ranks=(rank,))
+        self.says(f"agent-{rank}", planned(rank, workers))
+        return peer
+
+    def says(self, name: str, message: m.Message) -> tuple[e.Action, ...]:
+        peer = self.connected.get(name)
+        if peer is None or peer in self.said_closed:
+            return ()
+        if isinstance(message, m.Closed):
+            self.said_closed.add(peer)
+        return self.happened(e.MessageCame(peer, message))
+
+    def leave(self, name: str) -> None:
+        peer = self.connected.pop(name, None)
+        if peer is not None:
+            self.happened(e.PeerLeft(peer))
+
+    def own(self, message: m.Message) -> tuple[e.Action, ...]:
+        return self.happened(e.MessageCame(e.OWN, message))
+
+    def fire(self, name: str) -> None:
+        if self.timers.pop(name, None) is not None:
+            self.happened(e.DeadlinePassed({}) if name == "deadline" else e.TimerFired(name))
+
+    def fire_all(self) -> None:
+        """Let all the time pass that anybody waits for; a timer may start another one."""
+        for _ in range(10):
+            for name in list(self.timers):
+                self.fire(name)
+        assert self.timers == {}
+
+    def running(self, *workers: int) -> None:
+        self.own(STARTED)
+        for rank in workers:
+            self.own(m.WorkerJoined(str(rank)))
+
+    def last(self, name: str) -> m.Message:
+        return self.told[self.connected[name]][-1]
+
+    def done(self, kind: type[e.Action]) -> list[e.Action]:
+        return [action for action in self.actions if isinstance(action, kind)]
+
+
+def planned(rank: int, workers: int = 1) -> m.Planned:
+    return m.Planned(str(rank), [[str(rank) if n == 0 else f"{rank}-{n}", 2, GIB] for n in range(workers)])
+
+
+def ready(quorum: int | None = None) -> World:
+    world = World(quorum=quorum)
+    world.client()
+    world.worker(2)
+    world.worker(3)
+    world.happened(e.FactsKnown(FACTS))
+    world.running(2, 3)
+    assert world.state.phase == RUNNING
+    return world
+
+
+# One thing at a time
+
+
+def test_the_first_thing_is_the_deadline():
+    assert World().actions == [e.StartTimer("deadline", 19)]
+
+
+def test_all_hear_of_the_facts_of_the_scheduler_and_when_the_cluster_is_ready():
+    world = ready()
+    for name in ("1", "agent-2", "agent-3"):
+        assert world.told[world.connected[name]] == [
+            m.Welcome(FACTS),
+            STARTED,
+            m.Ready(workers=2, threads=(2, 2), memory=(GIB, GIB), nodes=2),
+        ]
+    assert world.done(e.Met) == [e.Met()]
+    assert world.done(e.Mark) == [e.Mark("all workers joined")]
+
+
+def test_who_comes_late_hears_at_once_what_the_others_have_heard():
+    world = World()
+    world.happened(e.FactsKnown(FACTS))
+    world.own(STARTED)
+    assert world.told[world.client()] == [m.Welcome(FACTS), STARTED]
+
+
+def test_a_question_is_answered():
+    world = World()
+    peer = world.client()
+    assert world.says("1", m.Ping()) == (e.Send((peer,), m.Pong()),)
+
+
+def test_the_end_in_good_order_workers_first_then_the_client_then_the_scheduler_then_rank_0():
+    world = World("1 2")
+    scheduler, client, worker = world.enter("scheduler", "scheduler", "n0"), world.client(), world.worker(2)
+    world.says("scheduler", STARTED)
+    world.says("scheduler", m.WorkerJoined("2"))
+    assert world.state.phase == RUNNING
+    assert world.says("1", m.Done())[:2] == (e.Send((scheduler,), m.Stopping()), e.Send((client, worker), m.Stop()))
+    world.says("agent-2", m.Timeline("workers of node n1", [["ready", 1.0]]))
+    world.leave("agent-2")
+    assert world.last("1") == m.Closed({"workers of node n1": [["ready", 1.0]]})
+    assert world.last("scheduler") == m.Stop()
+    assert world.done(e.StopServing) == []
+    world.leave("scheduler")
+    assert world.done(e.StopServing) == [e.StopServing()]
+    assert world.done(e.Report) == world.done(e.NoteLoss) == world.done(e.EndHard) == []
+
+
+def test_a_scheduler_here_is_told_what_one_apart_is_told():
+    world = ready(quorum=1)
+    assert e.TellScheduler(m.Forget(("2",))) in world.says("agent-2", m.Gone("2"))
+    assert e.TellScheduler(m.Stopping()) in world.says("1", m.Done())
+
+
+@pytest.mark.parametrize("stuck", ["worker", "scheduler"])
+def test_who_does_not_leave_holds_up_the_end_until_its_timer_fires(stuck):
+    world = ready()
+    scheduler = world.enter("scheduler", "scheduler", "n0")
+    world.says("1", m.Done())
+    assert world.timers["stop"] == 3
+    if stuck == "worker":
+        world.fire("stop")
+    else:
+        world.leave("agent-2")
+        world.leave("agent-3")
+    assert world.told[scheduler][-1] == m.Stop()
+    assert isinstance(world.last("1"), m.Closed)
+    world.fire("stuck")
+    assert world.done(e.EndHard) == [e.EndHard()]
+
+
+def test_a_failure_is_told_to_those_who_come_within_a_moment():
+    world = World()
+    world.client()
+    world.happened(e.Fail(PlanError("nothing fits")))
+    world.leave("1")
+    assert world.done(e.StopServing) == [], "ranks 2 and 3 have not heard"
+    assert world.told[world.enter("agent-2", brings=("2",))] == [m.Failed("PlanError", "nothing fits")]
+    world.leave("agent-2")
+    world.fire("linger")
+    assert world.done(e.StopServing) == [e.StopServing()]
+
+
+def test_nobody_is_waited_for_who_has_died():
+    world = World("1 2")
+    world.client()
+    world.worker(2)
+    world.leave("agent-2")
+    assert world.state.phase == FAILED
+    world.leave("1")
+    assert world.done(e.StopServing) == [e.StopServing()]
+
+
+def test_after_the_deadline_nobody_is_waited_for():
+    world = World()
+    world.client()
+    world.fire("deadline")
+    world.leave("1")
+    assert world.done(e.StopServing) == [e.StopServing()]
+
+
+def test_the_record_is_kept_for_those_who_are_late():
+    world = World(quorum=1)
+    world.client()
+    world.worker(2)
+    world.running(2)
+    world.fire("deadline")
+    assert world.state.phase == RUNNING
+    assert world.done(e.Met) == []
+    world.worker(3)
+    assert world.done(e.Met) == [e.Met()]
+
+
+def test_the_node_of_a_rank_that_nobody_has_seen_is_the_launcher_s():
+    world = World("1 2 9")
+    world.client()
+    world.happened(e.DeadlinePassed({9: "n7"}))
+    [report] = world.done(e.Report)
+    assert "rank 2 on a node that nobody came from, rank 9 on node n7 did not arrive" in str(report.error)
+
+
+def test_silence_is_the_time_that_passes_without_a_sign_of_life():
+    world = ready()
+    world.happened(e.TimePassed(1000))
+    assert world.state.phase == RUNNING, "there was no first sign of life"
+    for _ in range(3):
+        world.own(m.Beat())
+        for _ in range(60):
+            world.happened(e.TimePassed(1))
+        assert world.state.phase == RUNNING
+    world.happened(e.TimePassed(1))
+    world.happened(e.TimePassed(1))
+    assert world.state.phase == FAILED
+
+
+def test_a_lost_scheduler_waits_a_moment_for_who_knows_how_it_ended():
+    world = ready()
+    world.happened(e.SchedulerGone())
+    assert (world.state.phase, world.timers["obituary"]) == (RUNNING, 1.0)
+    world.says("agent-2", m.SchedulerDied("was killed by SIGKILL"))
+    world.fire("obituary")
+    [report] = world.done(e.Report)
+    assert str(report.error) == "The scheduler, a process of rank 0 on node n0, was killed by SIGKILL."
+
+
+def test_a_client_that_does_not_heed_a_signal_is_ended_after_its_grace():
+    world = ready()
+    world.happened(e.LocalSignal(signal.SIGTERM, "rank 0 on node n0"))
+    world.happened(e.LocalSignal(signal.SIGINT, "rank 0 on node n0"))
+    assert world.last("1") == m.Terminate(signal.SIGTERM, "rank 0 on node n0")
+    assert world.timers["grace"] == 13
+    world.fire("grace")
+    [report] = world.done(e.Report)
+    assert report.error.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_client_that_comes_after_the_signal_hears_of_it():
+    world = World()
+    world.client()
+    world.happened(e.LocalSignal(signal.SIGTERM, "rank 0 on node n0"))
+    assert world.told[world.enter("client", "client", "login")] == [m.Terminate(signal.SIGTERM, "rank 0 on node n0")]
+
+
+# All orders of everything
+
+RANKS = (2, 3)
+NAMES = ("1", "scheduler", *(f"agent-{rank}" for rank in RANKS))
+TIMERS = ("deadline", "grace", "obituary", "linger", "stop", "stuck")
+
+
+def enter(name: str, versions: dict[str, str] = VERSIONS):
+    def step(world: World) -> None:
+        if name in world.connected:
+            return
+        role = {"1": "client", "scheduler": "scheduler"}.get(name, "worker")
+        brings = (name.removeprefix("agent-"),) if role == "worker" else ()
+        world.enter(name, role, versions=versions, brings=brings)
+
+    return step
+
+
+STEPS = {
+    **{f"{name} enters": enter(name) for name in NAMES},
+    "agent-3 enters with other versions": enter("agent-3", {"dask": "2025.1.0"}),
+    **{f"{name} dies": lambda world, name=name: world.leave(name) for name in NAMES},
+    **{f"{name} takes leave": lambda world, name=name: world.says(name, m.Closed()) for name in NAMES},
+    **{
+        f"agent-{rank} plans {workers}": lambda world, rank=rank, workers=workers: world.says(
+            f"agent-{rank}", planned(rank, workers)
+        )
+        for rank in RANKS
+        for workers in (0, 1)
+    },
+    **{
+        f"rank {rank} is gone": lambda world, rank=rank: world.says(f"agent-{rank}", m.Gone(str(rank)))
+        for rank in RANKS
+    },
+    **{
+        f"{name} reports": lambda world, name=name: world.says(name, m.ReportFailure("PlanError", f"by {name}"))
+        for name in NAMES
+    },
+    **{
+        f"{name} is signalled": lambda world, name=name: world.says(name, m.Signalled(signal.SIGTERM, name))
+        for name in NAMES[1:]
+    },
+    **{f"worker {rank} joins": lambda world, rank=rank: world.own(m.WorkerJoined(str(rank))) for rank in RANKS},
+    **{
+        f"worker {rank} joins apart": lambda world, rank=rank: world.says("scheduler", m.WorkerJoined(str(rank)))
+        for rank in RANKS
+    },
+    "the scheduler starts": lambda world: world.own(STARTED),
+    "the scheduler apart starts": lambda world: world.says("scheduler", STARTED),
+    "the scheduler beats": lambda world: world.own(m.Beat()),
+    "the scheduler died": lambda world: world.says("agent-2", m.SchedulerDied("was killed")),
+    "the scheduler is gone": lambda world: world.happened(e.SchedulerGone()),
+    "time passes": lambda world: world.happened(e.TimePassed(61)),
+    "the facts": lambda world: world.happened(e.FactsKnown(FACTS)),
+    "rank 0 is signalled": lambda world: world.happened(e.LocalSignal(signal.SIGINT, "rank 0 on node n0")),
+    "rank 0 fails": lambda world: world.happened(e.Fail(NetworkError("no network"))),
+    "the client is done": lambda world: world.says("1", m.Done()),
+    "a question": lambda world: world.says("agent-2", m.Ping()),
+    **{f"timer {name}": lambda world, name=name: world.fire(name) for name in TIMERS},
+}
+# The way of a run in which nothing happens, so that what is mixed in happens at every stage of it.
+USUAL = (
+    "1 enters", "agent-2 enters", "the facts", "agent-3 enters", "agent-2 plans 1", "agent-3 plans 1", "the scheduler starts",
+    "the scheduler beats", "worker 2 joins", "worker 3 joins", "time passes", "the scheduler beats", "the client is done",
+    "agent-2 takes leave", "agent-2 dies", "agent-3 takes leave", "agent-3 dies", "1 takes leave", "1 dies",
+)  # fmt: skip
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> list[str]:
+    """Any events in any order, or those of an ordinary run up to some point with others among them."""
+    anything = st.lists(st.sampled_from(sorted(STEPS)), max_size=25)
+    usual = list(USUAL[: draw(st.integers(0, len(USUAL)))])
+    for step in draw(anything):
+        usual.insert(draw(st.integers(0, len(usual))), step)
+    return usual
+
+
+def outcome(world: World) -> None:
+    """What holds at the end, when every timer has fired that there was."""
+    reports = world.done(e.Report)
+    failures = {message for told in world.told.values() for message in told if isinstance(message, m.Failed)}
+    assert len(reports) == (world.state.phase == FAILED)
+    assert failures <= {m.Failed.of(report.error) for report in reports}, "all hear the same root cause"
+    if world.cause is not None:
+        assert m.Failed.of(reports[0].error) == m.Failed(*world.cause), "the first one"
+        assert type(reports[0].error) is type(error_named(*world.cause))
+    for kind in (e.Met, e.StopServing, e.EndHard):
+        assert len(world.done(kind)) <= 1
+    over = world.state.phase in (STOPPING, FAILED)
+    assert bool(world.done(e.StopServing) or world.done(e.EndHard)) == over
+    client = world.connected.get("1")
+    assert over or (client is not None and client not in world.said_closed), "a run without a client ends"
+    if not over:
+        return
+    for peer in set(world.connected.values()) - world.said_closed:
+        assert any(isinstance(message, ANSWERS) for message in world.told[peer]), f"{peer} waits"
+
+
+@settings(max_examples=400)
+@given(story=stories(), quorum=st.sampled_from([None, 1, 2]))
+def test_no_order_of_events_leaves_anybody_without_an_answer_and_the_first_cause_wins(story, quorum):
+    world = World(quorum=quorum)
+    for step in story:
+        STEPS[step](world)
+    world.fire_all()
+    outcome(world)
+
+
+def test_the_usual_way_is_one_without_failures():
+    world = World()
+    for step in USUAL:
+        STEPS[step](world)
+    assert world.state.phase == STOPPING
+    assert world.done(e.Report) == world.done(e.NoteLoss) == []
+    assert [type(action) for action in world.actions if isinstance(action, (e.Met, e.Close, e.StopServing))] == [
+        e.Met,
+        e.Close,
+        e.StopServing,
+    ]
+
+
+@pytest.mark.parametrize("step", sorted(STEPS))
+def test_at_every_stage_of_a_run_anything_may_happen(step):
+    """The same claim as above, for each event at each place of an ordinary run that goes on or stops there."""
+    for at in range(len(USUAL) + 1):
+        for rest in (USUAL[at:], ()):
+            world = World()
+            for name in (*USUAL[:at], step, *rest):
+                STEPS[name](world)
+            world.fire_all()
+            outcome(world)
+
+
+def test_a_fault_of_the_state_itself_would_be_a_failure_of_the_run():
+    """Guarded by the coordinator, which has the state fail with whatever it raises."""
+    world = ready()
+    with pytest.raises(ValueError, match="unpack"):
+        world.says("agent-2", m.Planned("2", [[]]))
+    world.happened(e.Fail(ClusterLostError("that")))
+    assert isinstance(world.last("1"), m.Failed)
