@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
-from ..environments import Environment, first_process, select
+from ..environments import Environment, detected, first_process, select
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..network import LOOPBACK
 from ..node.rank import Rank, importing
@@ -573,7 +573,7 @@ class Run:
         """End with an error that nothing was started for."""
         if not error.same_on_every_rank or self._speaks():
             report.failure(error)
-        elif select("auto", os.environ)[0].ends_all:
+        elif detected(os.environ).ends_all:
             # Let the first one that fails be the one that speaks.
             time.sleep(_MOMENT)
         if self._met_by is not None:
