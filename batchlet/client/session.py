@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from .. import report, timeline
 from ..environments import Environment, detected, first_process, select
 from ..errors import EndError, TerminatedError, UsageError, terminated
-from ..network import LOOPBACK
+from ..network import LOOPBACK, in_url
 from ..node.rank import Rank, importing
 from ..plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
 from ..rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
@@ -135,7 +135,8 @@ class Run:
         if self._start["dashboard"] is None:
             return None
         host, port = self._start["dashboard"]
-        return f"http://{'localhost' if host == LOOPBACK else host}:{port}{'/' + self._token if self._token else ''}/status"
+        shown = "localhost" if host == LOOPBACK else in_url(host)
+        return f"http://{shown}:{port}{'/' + self._token if self._token else ''}/status"
 
     @property
     def security(self) -> Any:

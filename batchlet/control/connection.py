@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
+from ..network import in_url
 from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
 from .handshake import Message, ProtocolError, connect, encode, receive, run_loop
@@ -180,7 +181,7 @@ class Connection:
                 if time.monotonic() > deadline:
                     return StartTimeoutError(
                         f"Node {self._hello['node']} cannot reach rank 0 on node {self._record.node} at "
-                        f"{self._record.host}:{self._record.port} ({error or type(error).__name__}). If the nodes have "
+                        f"{in_url(self._record.host)}:{self._record.port} ({error or type(error).__name__}). If the nodes have "
                         "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
