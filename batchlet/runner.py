@@ -86,7 +86,7 @@ class BatchletRunner:
 
     @property
     def mode(self) -> str:
-        """How this process was started: "mpi", "slurm", "allocation" or "local"."""
+        """How this process was started: "mpi", "slurm", "allocation", "local", or as another package calls it."""
         return self._session.mode
 
     @property

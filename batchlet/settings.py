@@ -15,11 +15,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from . import entry_points
 from .errors import SettingsError
 
-__all__ = ["LEAST_WORKER_MEMORY", "LOG_LEVELS", "PREFIX", "SWITCH_VALUES", "Settings", "describe_bytes", "parse_bytes"]
+__all__ = [
+    "LEAST_WORKER_MEMORY",
+    "LOG_LEVELS",
+    "MODES",
+    "PREFIX",
+    "SWITCH_VALUES",
+    "Settings",
+    "describe_bytes",
+    "parse_bytes",
+]
 
 PREFIX = "BATCHLET_DASK_CLUSTER__"
+#: What `mode` can be without any other package.
 MODES = ("auto", "mpi", "slurm", "allocation", "local")
 RENDEZVOUS = ("auto", "file", "mpi")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -177,6 +188,20 @@ def _choice(*allowed: str) -> Callable[[object], str]:
     return choose
 
 
+class _UnusableError(ValueError):
+    """A value that cannot be used, where what is needed instead depends on more than the option."""
+
+
+def _mode(value: object) -> str:
+    """Name of an environment: of one of ours, or of one that another package has brought."""
+    if value in MODES:
+        return str(value)
+    others = entry_points.found(entry_points.ENVIRONMENTS)
+    if value not in others:
+        raise _UnusableError("One of " + ", ".join(f'"{name}"' for name in (*MODES, *others)))
+    return str(value)
+
+
 def _auto_or_flag(value: object) -> str:
     """One of "auto", True, False."""
     return "auto" if value == "auto" else str(_flag(value)).lower()
@@ -205,7 +230,7 @@ class Settings:
     The help text of each field is its documentation; ``python -m batchlet --help`` prints them all.
     """
 
-    mode: str = _option(_choice(*MODES), "auto", "how to start: auto finds out from the environment")
+    mode: str = _option(_mode, "auto", "how to start: auto finds out from the environment")
     workers_per_node: int | None = _option(_count, None, "workers on each node (default: one per worker rank)")
     threads_per_worker: int | None = _option(
         _count, None, "threads of each worker (default: its share of the node's CPUs)"
@@ -295,8 +320,9 @@ class Settings:
             parse = option.metadata["parse"]
             try:
                 values[name] = parse(given)
-            except (ValueError, TypeError, KeyError, OverflowError):
-                needed = " ".join((parse.__doc__ or "").split()).rstrip(".")
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                text = str(error) if isinstance(error, _UnusableError) else parse.__doc__ or ""
+                needed = " ".join(text.split()).rstrip(".")
                 raise SettingsError(
                     f"{_shown(name, given, source)} cannot be used. Needed: {needed[:1].lower()}{needed[1:]}."
                 ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = ["Marks", "forget", "lines", "mark", "marks"]
 
@@ -42,7 +43,7 @@ def _process_start() -> float:
         return _marks[0][1] if _marks else time.time()
 
 
-def lines(processes: Mapping[str, Marks]) -> list[str]:
+def lines(processes: Mapping[str, Sequence[Sequence[Any]]]) -> list[str]:
     """Show the marks, seconds from the first of all; the processes that were ready last come first.
 
     Parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import report
 from ..errors import EndError
-from ..network import LOOPBACK
+from ..network import LOOPBACK, in_url
 from .backend import Backend, StartInfo
 
 __all__ = ["announce", "dashboard_link"]
@@ -43,7 +43,8 @@ def dashboard_link(start: StartInfo) -> str | None:
     if start.dashboard is None:
         return None
     host, port = start.dashboard
-    return f"http://{'localhost' if host == LOOPBACK else host}:{port}{'/' + start.token if start.token else ''}/status"
+    shown = "localhost" if host == LOOPBACK else in_url(host)
+    return f"http://{shown}:{port}{'/' + start.token if start.token else ''}/status"
 
 
 def _tell_owner(backend: Backend, lines: list[str | None]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
-from ..environments import first_process, select
+from ..environments import detected, first_process
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
@@ -342,7 +342,7 @@ class Session:
         """End with an error that nothing was started for."""
         if not error.same_on_every_rank or self._speaks():
             report.failure(error)
-        elif select("auto", os.environ)[0].ends_all:
+        elif detected(os.environ).ends_all:
             # Let the first one that fails be the one that speaks.
             time.sleep(_MOMENT)
         if self._made is not None:

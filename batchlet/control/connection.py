@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
+from ..network import in_url
 from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
 from .handshake import ProtocolError, connect, receive, run_loop
@@ -182,7 +183,7 @@ class Connection:
                 if time.monotonic() > deadline:
                     return StartTimeoutError(
                         f"Node {self._hello.node} cannot reach rank 0 on node {self._record.node} at "
-                        f"{_address(self._record)} ({error or type(error).__name__}). If the nodes have "
+                        f"{in_url(self._record.host)}:{self._record.port} ({error or type(error).__name__}). If the nodes have "
                         "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
@@ -246,7 +247,3 @@ class Connection:
 def error_of(failed: Failed) -> EndError:
     """Make the error that a run has failed with."""
     return error_named(failed.kind, failed.message)
-
-
-def _address(record: CoordinatorRecord) -> str:
-    return f"[{record.host}]:{record.port}" if ":" in record.host else f"{record.host}:{record.port}"

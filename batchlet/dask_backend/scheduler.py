@@ -12,6 +12,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import EndError
+from ..network import in_url
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
@@ -78,11 +79,12 @@ def options(settings: Settings, host: str, security: Any, token: str | None) -> 
         The secret part of the dashboard's address; `None` serves it openly.
     """
     if token is None:
-        guarded: dict[str, Any] = {"dashboard_address": f"{host}:0"}
+        # Dask divides a text at each colon.
+        guarded: dict[str, Any] = {"dashboard_address": f"{host}:0" if host == in_url(host) else [(host, 0)]}
     else:
         guarded = {**dashboard.OPTIONS, "http_prefix": token}
     protocol = settings.protocol or ("tls" if security.require_encryption else None)
-    common = {"host": host, "port": 0, "protocol": protocol, "security": security}
+    common = {"host": in_url(host), "port": 0, "protocol": protocol, "security": security}
     return {**common, **guarded, **settings.scheduler_options}
 
 

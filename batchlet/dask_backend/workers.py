@@ -26,7 +26,7 @@ import distributed.utils
 from distributed import Nanny, Worker
 
 from ..errors import SettingsError
-from ..network import LOOPBACK
+from ..network import LOOPBACK, in_url
 from ..node.wait import AGENT_ENVIRONMENT
 from ..plan import WorkerPlan
 from ..report import note
@@ -124,7 +124,7 @@ def nanny_spec(
         "name": worker.name,
         "nthreads": worker.threads,
         "memory_limit": worker.memory,
-        "host": place.host,
+        "host": in_url(place.host),
         "protocol": settings.protocol,
         "local_directory": os.path.join(place.local_directory, str(worker.name)),  # noqa: PTH118
         "security": place.security,

@@ -31,7 +31,17 @@ HEAVY = {
 
 # The way of the data, room by room: a module imports only from lines above its own, in its room or another one.
 ROOMS = (
-    ("", (("launch_variables",), ("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
+    (
+        "",
+        (
+            ("launch_variables", "entry_points"),
+            ("errors", "versions"),
+            ("open_files",),
+            ("timeline",),
+            ("settings", "program"),
+            ("report",),
+        ),
+    ),
     ("launchers", (("launchers",), ("launchers.base",), ("launchers.srun",))),
     (
         "environments",
@@ -42,7 +52,7 @@ ROOMS = (
             ("environments",),
         ),
     ),
-    ("", (("resources",), ("plan",), ("network",), ("security",), ("report",))),
+    ("", (("resources",), ("plan",), ("network",), ("security",))),
     (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),

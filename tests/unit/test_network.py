@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from batchlet.errors import NetworkError
-from batchlet.network import LOOPBACK, reachable_host
+from batchlet.network import LOOPBACK, in_url, reachable_host
 
 IPV4 = {
     name: [entry.address for entry in entries if entry.family == socket.AF_INET]
@@ -61,21 +61,75 @@ def test_the_address_that_was_chosen_can_be_listened_on():
         assert connection.getpeername() == server.getsockname()
 
 
-def without_network(nodes: int, interface: str | None) -> tuple[int, str]:
-    """What happens on a node that has no network: exit code and message."""
+def without_network(nodes: int, interface: str | None, setup: str = "", node: str = "n1") -> tuple[int, str]:
+    """What happens on a node that has no network but what `setup` makes: exit code and message."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("a network namespace of one's own needs root and unshare")
+    if setup and shutil.which("ip") is None:
+        pytest.skip("a network interface of one's own needs ip")
     code = f"""
 from batchlet.errors import BatchletError
 from batchlet.network import reachable_host
 try:
-    print(reachable_host("n1", {nodes}, {interface!r}))
+    print(reachable_host({node!r}, {nodes}, {interface!r}))
 except BatchletError as error:
     print(error)
     raise
 """
-    done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = ["unshare", "--net", "--mount", "sh", "-e", "-c", f'{setup}\nexec "$0" -c "$1"', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
+
+
+def interface(name: str, *addresses: str) -> str:
+    """Shell lines that make a network interface with these addresses; IPv6 gives it a link-local one by itself."""
+    lines = [f"ip link add {name} type veth peer name {name}p", f"ip link set {name}p up", f"ip link set {name} up"]
+    lines += [f"ip addr add {address} dev {name} {'nodad' if ':' in address else ''}" for address in addresses]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("address", ["fd00:77::1", "2001:db8:77::1"], ids=["unique-local", "global"])
+@pytest.mark.parametrize("named", ["ib0", None])
+def test_a_node_with_ipv6_alone_is_reached_by_that(address, named):
+    assert without_network(2, named, interface("ib0", f"{address}/64")) == (0, f"{address}\n")
+
+
+@pytest.mark.parametrize("named", ["ib0", None])
+def test_an_address_of_ipv4_comes_first_where_there_are_both(named):
+    both = interface("ib0", "fd00:77::1/64", "10.77.0.1/24")
+    assert without_network(2, named, both) == (0, "10.77.0.1\n")
+
+
+def test_an_interface_that_was_named_is_used_though_another_one_has_ipv4():
+    setup = interface("eth9", "10.77.0.1/24") + "\n" + interface("ib0", "fd00:77::1/64")
+    assert without_network(2, "ib0", setup) == (0, "fd00:77::1\n")
+    assert without_network(2, None, setup) == (0, "10.77.0.1\n")
+
+
+def test_the_nodes_own_name_decides_among_addresses_of_ipv6(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("fd00:88::1 n7\n")
+    setup = interface("ib0", "fd00:77::1/64") + "\n" + interface("ib1", "fd00:88::1/64")
+    setup += f"\nmount --bind {hosts} /etc/hosts"
+    assert without_network(2, None, setup, node="n7") == (0, "fd00:88::1\n")
+    assert without_network(2, None, setup, node="n8") == (0, "fd00:77::1\n")
+
+
+def test_a_link_local_address_is_none():
+    code, message = without_network(2, "ib0", interface("ib0"))
+    assert code == 2
+    assert 'interface="ib0" has no IPv4 address, and none of IPv6 that is more than link-local, on node n1.' in message
+    code, message = without_network(2, None, interface("ib0"))
+    assert code == 2
+    assert "Node n1 has no network address but the loopback, and the run has 2 nodes" in message
+
+
+def test_a_run_on_one_node_stays_on_the_loopback_of_ipv4():
+    assert without_network(1, None, interface("ib0", "fd00:77::1/64")) == (0, "127.0.0.1\n")
+
+
+def test_an_address_of_ipv6_has_brackets_where_a_port_follows():
+    assert [in_url(host) for host in ("fd00::1", "10.0.0.1", "n1")] == ["[fd00::1]", "10.0.0.1", "n1"]
 
 
 def test_a_node_without_any_network_is_told_what_to_set():
