@@ -7,21 +7,21 @@ import importlib
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import timeline
-from ..control.connection import Connection, error_of
 from ..control.messages import Closed, Done, Failed, Message, Ready, ReportFailure, SchedulerStarted, Terminate
 from ..dask_import import quicker_import
 from ..errors import EndError
-from ..launchers.step import start_step
-from ..node.rank import PATIENCE, Rank, connect, plan_with_facts
-from ..node.rank_roles import take_part
+from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import Options, agent_beside
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from ..security import dashboard_token
 from .backend import News, Outcome, StartInfo
+
+if TYPE_CHECKING:
+    from ..control.connection import Connection
 
 __all__ = ["RanksBackend"]
 
@@ -75,10 +75,15 @@ class RanksBackend:
 
     def start(self) -> StartInfo:
         """See the protocol."""
+        from ..node.join import plan_with_facts
+        from ..node.rank_roles import take_part
+
         rank = self._rank
         if self._launcher is None and rank.role in (SCHEDULER, WORKER):
             self._end_process(take_part(rank, self._options, self._rendezvous))
         if self._launcher is not None:
+            from ..launchers.step import start_step
+
             record = self._stack.enter_context(start_step(rank, self._options, self._launcher))
             connection = self._connect(record, "client")
         else:
@@ -122,6 +127,8 @@ class RanksBackend:
         return self._connect(record, str(rank.info.rank))
 
     def _connect(self, record: CoordinatorRecord, name: str) -> Connection:
+        from ..node.join import connect
+
         rank = self._rank
         brings = [rank.participant] if rank.has_workers_beside else []
         latest = None if self._launcher is not None else self._rendezvous.latest
@@ -141,6 +148,8 @@ class RanksBackend:
 
     def listen(self, news: News) -> None:
         """See the protocol."""
+        from ..control.connection import error_of
+
         connection = self._connection
         assert connection is not None
 

@@ -35,7 +35,8 @@ from ..control.messages import (
 from ..control.signals import handled
 from ..errors import EndError
 from ..node.inputs import unpack_options
-from ..node.rank import Rank, connect
+from ..node.join import connect
+from ..node.rank import Rank
 from ..node.resolve import resolve
 from ..plan import SCHEDULER
 from ..rendezvous.base import CoordinatorRecord

@@ -40,8 +40,9 @@ from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
 from ..resources import cgroup_memory, read_host
 from . import attach, inputs
+from .join import connect
 from .local_ranks import LocalRank, SharingRules, plan_of
-from .rank import PATIENCE, Rank, connect, unexpected
+from .rank import PATIENCE, Rank, unexpected
 
 __all__ = ["run_agent"]
 

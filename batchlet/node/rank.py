@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..control.connection import Connection
-from ..control.messages import Failed, Hello, ReportFailure, Welcome
 from ..environments import Environment, Figure, ProcessInfo, select
-from ..errors import BatchletError, EndError, PlanError
+from ..errors import BatchletError, EndError
 from ..network import reachable_host
 from ..plan import WORKER, Plan, hosts_workers, make_plan, role_of
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..resources import HostFacts, node_resources, read_host
 from ..settings import Settings
-from ..versions import versions
 
-__all__ = ["PATIENCE", "Facts", "Rank", "connect", "plan_with_facts", "unexpected"]
+__all__ = ["PATIENCE", "Facts", "Rank", "unexpected"]
 
 #: Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 PATIENCE = 5.0
@@ -157,62 +153,6 @@ class Rank:
         """
         run_id = record.run_id if record is not None else self.info.run_id
         return FileRendezvous(directory or self.settings.rendezvous_dir, run_id, self.info.node)
-
-
-def connect(
-    rank: Rank,
-    record: CoordinatorRecord,
-    *,
-    name: str,
-    role: str,
-    brings: Sequence[str] = (),
-    latest: Callable[[], CoordinatorRecord | None] | None = None,
-) -> Connection:
-    """Connect to the coordinator on rank 0.
-
-    Parameters
-    ----------
-    rank : Rank
-        Who connects.
-    record : CoordinatorRecord
-        Where the coordinator is.
-    name, role : str
-        Of the process that connects, which may be another one than the rank itself.
-    brings : sequence of str
-        Participants that come with it.
-    latest : callable, optional
-        Looks for a newer record when nobody listens where this one says.
-
-    Raises
-    ------
-    StartTimeoutError
-        If the coordinator cannot be reached.
-    """
-    return Connection(
-        record,
-        Hello(name, role, rank.info.node, rank.info.local_ranks, tuple(brings), versions()),
-        rank.deadline + PATIENCE,
-        rank.settings.scheduler_timeout,
-        latest,
-    )
-
-
-def plan_with_facts(rank: Rank, connection: Connection) -> Plan:
-    """Make the plan, with what rank 0 knows; if that is not possible the run ends, for all.
-
-    Raises
-    ------
-    EndError
-        The root cause, if the run has failed.
-    """
-    facts = connection.wait(Welcome, rank.deadline + PATIENCE).facts
-    try:
-        return rank.plan(facts)
-    except PlanError as error:
-        # Rank 0 prints it, and answers with the end of the run.
-        connection.send(ReportFailure.of(error))
-        connection.wait(Failed, time.monotonic() + PATIENCE)
-        raise
 
 
 def unexpected(error: Exception, where: str) -> EndError:

@@ -10,7 +10,7 @@ import pytest
 
 import batchlet
 from batchlet import cli
-from batchlet.node.attach import read_simply
+from batchlet.command_line import make_parser, parse, split
 from batchlet.program import Program
 from batchlet.settings import Settings
 
@@ -18,7 +18,7 @@ OPTIONS = [option.name for option in fields(Settings) if option.metadata]
 
 
 def test_every_option_is_a_flag_and_there_are_no_others():
-    flags = {flag for action in cli._parser()._actions for flag in action.option_strings}
+    flags = {flag for action in make_parser({})._actions for flag in action.option_strings}
     assert flags == {"--" + name.replace("_", "-") for name in OPTIONS} | {
         "-h", "--help", "--version", "--plan", "--json"
     }  # fmt: skip
@@ -66,40 +66,47 @@ def test_version_is_that_of_the_package(capsys):
     ],
 )
 def test_options_end_where_the_program_begins(line, options, program):
-    assert cli._split(line.split()) == (options.split(), program)
+    assert split(line.split()) == (options.split(), program)
 
 
 @pytest.mark.parametrize(
-    ("line", "plain"),
+    ("line", "options", "program"),
     [
-        ("app.py", True),
-        ("app.py --plan -m x", True),
-        ("--grace=3 --workers-per-node=2 app.py --grace 4", True),
-        ("--timeline=true -m app x", True),
-        ("--interface= -c pass", True),
-        ("--scheduler-options={'a':'b=c'} app.py", True),
-        ("--grace=3 --grace=4 app.py", True),
-        ("--timeline app.py", False),
-        ("--grace 3 app.py", False),
-        ("-m", False),
-        ("--grace=3", False),
-        ("", False),
+        ("app.py", {}, ("script", "app.py")),
+        (
+            "--grace=3 --workers-per-node=2 app.py --grace 4",
+            {"grace": "3", "workers_per_node": "2"},
+            ("script", "app.py"),
+        ),
+        ("--timeline=true -m app x", {"timeline": "true"}, ("module", "app")),
+        ("--timeline app.py", {"timeline": "true"}, ("script", "app.py")),
+        ("--grace 3 app.py", {"grace": "3"}, ("script", "app.py")),
+        ("--interface= -c pass", {"interface": ""}, ("code", "pass")),
+        ("--scheduler-options={'a':'b=c'} app.py", {"scheduler_options": "{'a':'b=c'}"}, ("script", "app.py")),
+        ("--grace=3 --grace=4 app.py", {"grace": "4"}, ("script", "app.py")),
     ],
 )
-def test_a_rank_that_does_not_know_the_options_reads_a_plain_line_as_the_parser_does(line, plain):
-    words = line.split()
-    options, program = read_simply(words)
-    assert (options is not None) is (program is not None) is plain
-    if options is not None:
-        ours, known = cli._split(words)
-        given = vars(cli._parser().parse_args(ours))
-        assert known is not None
-        assert program == (known.kind, known.target)
-        assert options == {name: value for name, value in given.items() if isinstance(value, str)}
+def test_a_line_is_read_by_the_agent_of_a_node_as_by_the_rank_that_runs_the_program(line, options, program):
+    found = parse(line.split(), {})
+    assert found.program is not None
+    assert (found.options, (found.program.kind, found.program.target)) == (options, program)
+
+
+@pytest.mark.parametrize("line", ["-m", "--grace=3", "", "--no-such-option app.py"])
+def test_a_line_that_says_nothing_to_run_is_refused_by_one_of_the_ranks(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(line.split(), {})
+    assert end.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+    other = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0"}
+    with pytest.raises(SystemExit) as end:
+        parse(line.split(), other)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_a_switch_alone_is_on():
-    given = vars(cli._parser().parse_args(["--timeline", "--security", "false", "--share-node"]))
+    given = vars(make_parser({}).parse_args(["--timeline", "--security", "false", "--share-node"]))
     assert {name: value for name, value in given.items() if isinstance(value, str)} == {
         "timeline": "true",
         "security": "false",

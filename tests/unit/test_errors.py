@@ -21,6 +21,7 @@ CODES = {
     "NetworkError": 2,
     "UsageError": 2,
     "RendezvousError": 2,
+    "RefusedError": 2,
     "StartTimeoutError": 80,
     "ClusterLostError": 81,
     "ClientLostError": 82,

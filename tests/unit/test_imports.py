@@ -78,6 +78,7 @@ ROOMS = (
             ("node.start",),
             ("node.attach",),
             ("node.rank",),
+            ("node.join",),
             ("node.resolve",),
         ),
     ),

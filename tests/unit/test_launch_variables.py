@@ -25,7 +25,7 @@ from batchlet.launch_variables import (
     slurm_worker_rank,
     whole_number,
 )
-from batchlet.node.attach import may_sit_quickly
+from batchlet.node.attach import may_attach_early
 from batchlet.plan import WORKER, role_of
 
 from .shapes import SHAPES, STEPS
@@ -103,7 +103,7 @@ def changed(changes: dict[str, str | None]) -> dict[str, str]:
 @example(changed({STEP_CLIENT_NODE: ""}))
 @example(changed({"PMI_RANK": "2", "PMI_SIZE": "4", "PMIX_RANK": "3"}))
 def test_who_takes_a_seat_early_is_a_worker_rank_of_a_slurm_step_for_the_ordinary_selection_too(environ):
-    assume(may_sit_quickly(environ, {}))
+    assume(may_attach_early(environ, {}))
     environment, _ = select("auto", environ)
     assert type(environment) is SlurmStep
     try:

@@ -89,10 +89,10 @@ def test_nobody_is_told_to_install_another_distribution(path):
 
 
 def test_the_flags_and_variables_of_the_readme_exist():
-    from batchlet.cli import _parser
+    from batchlet.command_line import make_parser
     from batchlet.settings import PREFIX, Settings
 
-    flags = {flag for action in _parser()._actions for flag in action.option_strings}
+    flags = {flag for action in make_parser({})._actions for flag in action.option_strings}
     told = set(re.findall(r"python -m batchlet((?: --[\w-]+(?:[ =][\d.]+)?)+)", README))
     for text in told:
         assert set(re.findall(r"--[\w-]+", text)) <= flags
