@@ -38,7 +38,7 @@ class Connection:
     deadline : float
         Until when connecting may take, in seconds of `time.monotonic`.
     latest : callable, optional
-        Looks for a newer record when nobody listens where this one says.
+        Looks for a newer record when nobody listens where this one says; may raise `EndError` to give up.
     patience : float
         Seconds without a word from rank 0 after which it counts as lost.
 
@@ -187,7 +187,10 @@ class Connection:
                         "several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
-                self._record = (self._latest and self._latest()) or self._record
+                try:
+                    self._record = (self._latest and self._latest()) or self._record
+                except EndError as error:
+                    return error
         self._heard = time.monotonic()
         self._tasks += [self._loop.create_task(self._read(reader)), self._loop.create_task(self._ping())]
         return None

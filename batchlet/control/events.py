@@ -181,7 +181,7 @@ class Met(Action):
 
 @dataclass(frozen=True)
 class NoteLoss(Action):
-    """Tell the user that something was lost and the run goes on."""
+    """Tell the user of something that is not as it should be, or lost, while the run goes on."""
 
     text: str
 

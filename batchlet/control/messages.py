@@ -33,6 +33,7 @@ __all__ = [
     "SchedulerDied",
     "SchedulerStarted",
     "Signalled",
+    "SocketTaken",
     "Stop",
     "Stopping",
     "Terminate",
@@ -207,6 +208,16 @@ class SchedulerDied(Message):
     """From an agent: the scheduler's process, which I have started, has ended in this way."""
 
     how: str
+
+
+@dataclass(frozen=True)
+class SocketTaken(Message):
+    """From an agent: another user holds the name of this node's socket (their number, where that is known).
+
+    The ranks have met under another name.
+    """
+
+    user: int | None = None
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class State:
         self._phase = STARTING
         self._failure: EndError | None = None
         self._ending = False
+        self._taken = False
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, rules.node)
         self._roster = Roster(rules.participants, rules.node)
         self._out = Outbox(self._roster)
@@ -168,6 +169,11 @@ class State:
                 self._pass_signal(number, f"{wording.called(participant)} on node {peer.node}")
             case m.SchedulerDied(how):
                 self._scheduler_lost(how)
+            case m.SocketTaken(user):
+                # Whoever does so does it on all nodes; one line is enough.
+                if not self._taken:
+                    self._out.add(e.NoteLoss(wording.socket_taken(peer.node, user)))
+                self._taken = True
             case m.Done():
                 self._stop()
             case m.Timeline(who, marks):

@@ -16,6 +16,7 @@ __all__ = [
     "incomplete",
     "missing_parts",
     "other_versions",
+    "socket_taken",
     "workers_counted",
 ]
 
@@ -71,6 +72,12 @@ def client_lost(name: str, node: str) -> str:
     """Say that the client has died."""
     who = "the client" if name == "client" else f"the client, rank {name}"
     return f"{who} on node {node}, ended without leaving the `with` block; the run ends with the client's exit code"
+
+
+def socket_taken(node: str, user: int | None) -> str:
+    """Say that a stranger holds the name of a node's socket."""
+    who = "another user" if user is None else f"another user (uid {user})"
+    return f"on node {node} {who} holds the name of this run's socket; the ranks there meet under another one"
 
 
 def died_at_start(where: str) -> str:

@@ -1,22 +1,32 @@
-"""The ranks that are attached to an agent: whether their workers may live there, what they plan, and starting their workers."""
+"""The ranks that are attached to an agent: who may attach, and the workers of each, from the start to the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+import signal
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import open_files
+from .. import open_files, timeline
+from ..control.connection import Connection
+from ..control.messages import Gone, Planned, Ready, ReportFailure, SchedulerDied, Timeline
 from ..environments import Environment, Figure
+from ..errors import EndError
 from ..plan import WorkerPlan
-from ..resources import HostFacts
-from .inputs import of_this_rank
+from ..rendezvous.base import CoordinatorRecord
+from ..resources import cgroup_memory, read_host
+from . import inputs
+from .agent_socket import user_of_peer
 from .rank import Facts, Rank
 
-__all__ = ["LocalRank", "SharingRules", "plan_of"]
+if TYPE_CHECKING:
+    from ..dask_backend.workers import Site
+
+__all__ = ["LocalRank", "LocalRanks", "SharingRules"]
 
 # Variables that decide which code a process loads.
 _LOADING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
@@ -70,7 +80,7 @@ class SharingRules:
 
     def __init__(self, environment: Environment, cgroup_memory: Figure[int] | None) -> None:
         self._environment = environment
-        self._ours = of_this_rank(os.environ)
+        self._ours = inputs.of_this_rank(os.environ)
         # A limit of one task is not the limit of another one.
         self._for_one_task = cgroup_memory is not None and "/task_" in cgroup_memory.source
 
@@ -99,26 +109,238 @@ class SharingRules:
         )
 
 
-def plan_of(local_rank: LocalRank, facts: Facts, host: HostFacts, *, shared: bool) -> tuple[WorkerPlan, ...]:
-    """Plan the workers of a rank.
+class LocalRanks:
+    """All the ranks that are attached to this agent.
 
     Parameters
     ----------
-    local_rank : LocalRank
-        Which one.
-    facts : mapping
-        What rank 0 knows about the nodes.
-    host : HostFacts
-        What this process sees of the host.
+    rank : Rank
+        The rank that has started the agent.
     shared : bool
-        Whether the workers of the other ranks here live in this process as well.
-
-    Raises
-    ------
-    EndError
-        If that is not possible.
+        Whether other ranks may attach too.
+    told : list of CoordinatorRecord
+        Takes the coordinator's record, where ranks bring it.
+    on_signal : callable
+        Called with a signal's number and the participant that got it.
+    on_empty : callable
+        Called when no rank is attached any more.
     """
-    rank = local_rank.rank
-    plan = rank.plan(facts, replace(host, affinity=len(local_rank.cpus) or host.affinity))
-    open_files.for_workers(len(plan.workers if shared else plan.hosted), rank.info.node)
-    return plan.hosted
+
+    def __init__(
+        self,
+        rank: Rank,
+        *,
+        shared: bool,
+        told: list[CoordinatorRecord],
+        on_signal: Callable[[int, str], None],
+        on_empty: Callable[[], None],
+    ) -> None:
+        self._rank = rank
+        self._shared = shared
+        self._told = told
+        self._on_signal = on_signal
+        self._on_empty = on_empty
+        self._rules = SharingRules(rank.environment, cgroup_memory())
+        self._host = read_host()
+        self._present: dict[str, LocalRank] = {}
+        self._everyone: list[LocalRank] = []
+        self._connections = 0
+        self._over = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        # The coordinator and what rank 0 knows; where workers live; where the scheduler is.
+        self._joined: asyncio.Future[tuple[Connection, Facts, Site]] = loop.create_future()
+        self._scheduler: asyncio.Future[str] = loop.create_future()
+
+    @property
+    def any_came(self) -> bool:
+        """Whether a rank was here, be it gone by now."""
+        return bool(self._everyone)
+
+    def check_empty(self) -> None:
+        """See whether anybody is here."""
+        if self._connections == 0:
+            self._on_empty()
+
+    def joined(self, connection: Connection, facts: Facts, site: Site) -> None:
+        """Let workers be planned: the agent is in touch with the coordinator."""
+        for local_rank in self._everyone:
+            if local_rank.gone:
+                connection.send(Gone(local_rank.name))
+        self._joined.set_result((connection, facts, site))
+
+    def scheduler_known(self, address: str) -> None:
+        """Let workers start."""
+        if not self._scheduler.done():
+            self._scheduler.set_result(address)
+
+    async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk with a rank for as long as it is there."""
+        self._connections += 1
+        local_rank: LocalRank | None = None
+        try:
+            if user_of_peer(writer.get_extra_info("socket")) != os.geteuid():
+                return
+            size = int.from_bytes(await reader.readexactly(inputs.LENGTH), "big")
+            words = inputs.decode(await reader.readexactly(size))
+            if "scheduler" in words:
+                await self._start_scheduler(words, writer)
+                return
+            local_rank = self._accept(words, writer)
+            if local_rank is None:
+                writer.write(b"own\n")
+                return
+            while line := await reader.readline():
+                self._on_signal(int(line.split()[1]), local_rank.name)
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
+            # Not raised on: asyncio would print the end of a task that we end ourselves.
+            pass
+        finally:
+            if local_rank is not None:
+                self._lose(local_rank)
+            else:
+                writer.close()
+            self._connections -= 1
+            self.check_empty()
+
+    def _accept(self, words: Mapping[str, Any], writer: asyncio.StreamWriter) -> LocalRank | None:
+        """Accept a rank, or give `None` if its workers cannot live here."""
+        ours, environ = self._rank, words["environ"]
+        try:
+            rank = Rank.identify(ours.settings, environ, ours.began, layout=words["layout"])
+        except EndError:
+            # The agent of its own that it gets will say so.
+            return None
+        if rank.info.rank != ours.info.rank and not self._rules.may_host_workers_of(words):
+            return None
+        local_rank = LocalRank(rank, tuple(words["cpus"]), writer)
+        self._present[local_rank.name] = local_rank
+        self._everyone.append(local_rank)
+        timeline.mark("last rank came")
+        _widen(local_rank.cpus)
+        if words["record"]:
+            self._told.append(CoordinatorRecord(**words["record"]))
+        self.background(self._start_workers(local_rank))
+        return local_rank
+
+    def _lose(self, local_rank: LocalRank) -> None:
+        """A rank is gone, and takes its workers with it."""
+        local_rank.gone = True
+        if self._over:
+            return
+        self._present.pop(local_rank.name, None)
+        if self._joined.done():
+            self._joined.result()[0].send(Gone(local_rank.name))
+        if local_rank.nannies:
+            from ..dask_backend import workers
+
+            self.background(workers.close(local_rank.nannies, 0.0))
+
+    async def _start_scheduler(self, words: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+        """Start the scheduler for rank 0, if it can be forked here; the process answers."""
+        from ..dask_backend import scheduler_process
+
+        connection, _, _ = await asyncio.shield(self._joined)
+        if not scheduler_process.can_start() or not self._rules.may_fork_for(words):
+            writer.write(b"own\n")
+            return
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as given:
+            process = scheduler_process.start(words, given)
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.remove_reader(process.sentinel)
+            process.join()
+            connection.send(SchedulerDied(_ending(process.exitcode)))
+
+        loop.add_reader(process.sentinel, tell)
+
+    async def _start_workers(self, local_rank: LocalRank) -> None:
+        """Start the workers of a rank."""
+        from ..dask_backend import processes, workers
+
+        connection, facts, site = await asyncio.shield(self._joined)
+        local_rank.send("accepted")
+        try:
+            plans = self._plan(local_rank, facts)
+        except EndError as error:
+            connection.send(ReportFailure.of(error))
+            return
+        connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plans]))
+        address = await asyncio.shield(self._scheduler)
+        try:
+            context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
+            specs = [workers.nanny_spec(plan, self._rank.settings, site, context) for plan in plans]
+            await asyncio.gather(
+                *(
+                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
+                    for cls, options in specs
+                )
+            )
+            workers.keep_ports(local_rank.nannies)
+            timeline.mark("last worker started")
+            connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
+            processes.report_deaths()
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            if not local_rank.gone and not self._over:
+                failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
+                connection.send(ReportFailure.of(failure))
+
+    def _plan(self, local_rank: LocalRank, facts: Facts) -> tuple[WorkerPlan, ...]:
+        """Plan the workers of a rank, on the CPUs that it is bound to."""
+        rank = local_rank.rank
+        plan = rank.plan(facts, replace(self._host, affinity=len(local_rank.cpus) or self._host.affinity))
+        open_files.for_workers(len(plan.workers if self._shared else plan.hosted), rank.info.node)
+        return plan.hosted
+
+    async def close(self, code: int, timeout: float) -> None:
+        """End the workers. The ranks may go meanwhile, but for the one that sees this process end.
+
+        That is the one that has started it, if it is still there. When no rank of a node is, Slurm kills what else is left.
+        """
+        from ..dask_backend import workers
+
+        self._over = True
+        ours = self._rank.info.rank
+        for name in sorted(self._present, key=lambda name: self._present[name].rank.info.rank != ours)[1:]:
+            self._present.pop(name).send(f"end {code}")
+        for task in self._tasks:
+            task.cancel()
+        nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
+        await workers.close(nannies, timeout)
+        for local_rank in self._everyone:
+            local_rank.nannies.clear()
+
+    def dismiss(self, code: int) -> None:
+        """Let the ranks end with this exit code, once this process has."""
+        self._over = True
+        for local_rank in self._present.values():
+            local_rank.send(f"last {code}")
+            # Open until this process is gone, whoever closes the connection before: that is what the rank waits for.
+            os.dup(local_rank.writer.get_extra_info("socket").fileno())
+
+    def background(self, coroutine: Any) -> None:
+        """Run a coroutine; what is not done when the ranks are dismissed is cancelled."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _widen(cpus: tuple[int, ...]) -> None:
+    """Run wherever any of the ranks may run: this process serves them all."""
+    if cpus:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(0) | set(cpus))
+
+
+def _ending(code: int) -> str:
+    """Say how a process has ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (the node may be out of memory)" if name == "SIGKILL" else "")

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from ..rendezvous.base import CoordinatorRecord
-from . import attach, inputs
+from . import agent_socket, inputs
 from .rank import Rank
 from .worker_rank import Options
 
@@ -132,15 +132,15 @@ def ask(
 def _connect(rank: Rank, record: CoordinatorRecord, deadline: float) -> socket.socket | None:
     """Connect to the agent, under whichever of its names; rank 0 may be there before it."""
     node = rank.info.node
-    public = attach.socket_name(rank.info.run_id, node, rank.environ)
+    public = agent_socket.socket_name(rank.info.run_id, node, rank.environ)
     if public is None:
         return None
-    names = [public, attach.secret_name(record.secret, node)]
+    names = [public, agent_socket.secret_name(record.secret, node)]
     while time.monotonic() < deadline:
         for name in list(names):
             try:
-                connection = attach.connect(name)
-            except attach.StrangerError:
+                connection = agent_socket.connect(name)
+            except agent_socket.StrangerError:
                 names.remove(name)
                 continue
             except OSError:

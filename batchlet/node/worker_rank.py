@@ -12,8 +12,9 @@ from .. import report
 from ..control.signals import handled
 from ..errors import EndError
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, Rendezvous
+from .agent_socket import secret_name, socket_name
 from .attach import PATIENCE as AGENTS_PATIENCE
-from .attach import AgentConnection, secret_name, socket_name
+from .attach import AgentConnection
 from .inputs import for_agent, of_this_rank
 from .rank import PATIENCE, Rank, unexpected
 

@@ -74,7 +74,7 @@ ROOMS = (
         "node",
         (
             ("node",),
-            ("node.inputs", "node.wait"),
+            ("node.inputs", "node.wait", "node.agent_socket"),
             ("node.start",),
             ("node.attach",),
             ("node.rank",),
