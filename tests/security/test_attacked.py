@@ -19,30 +19,14 @@ from typing import Any
 
 import psutil
 import pytest
+from attacks import Attack, Loot, attack_ports, attack_unix, decoys, foreign_certificate, intrusions
 from browser import browser, wait_for
+from held_runs import PREFIX, Held
+from listening import Listening
 from mpi_launchers import open_mpi
 from run_helpers import Place
-from stand import (
-    AS_NOBODY,
-    LOOPBACK,
-    PREFIX,
-    Attack,
-    Held,
-    Listening,
-    Loot,
-    Standpoint,
-    as_nobody,
-    attack_ports,
-    attack_unix,
-    decoys,
-    files_with,
-    foreign_certificate,
-    foreign_python,
-    here,
-    intrusions,
-    secrets_in,
-    standpoints,
-)
+from secrets_search import files_with, secrets_in
+from strangers import AS_NOBODY, LOOPBACK, Standpoint, as_nobody, foreign_python, here, standpoints
 
 SRUN = pytest.param("srun", marks=pytest.mark.slurm)
 ALLOCATION = pytest.param("allocation", marks=pytest.mark.slurm)

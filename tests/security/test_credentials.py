@@ -9,9 +9,11 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from attacks import Loot, attack_ports, http_paths, intrusions
+from held_runs import HELD, PREFIX, Batch, Held, batch
 from mpi_launchers import open_mpi
 from run_helpers import Place
-from stand import HELD, LOOPBACK, PREFIX, Batch, Held, Loot, attack_ports, batch, here, http_paths, intrusions
+from strangers import LOOPBACK, here
 
 
 @pytest.mark.slurm

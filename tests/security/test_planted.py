@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 import pytest
+from held_runs import HELD, PREFIX, Held
 from run_helpers import Place, Result
-from stand import AS_NOBODY, HELD, LOOPBACK, NOBODY, PREFIX, Held, as_nobody, foreign_python, here
+from strangers import AS_NOBODY, LOOPBACK, NOBODY, as_nobody, foreign_python, here
 
 from batchlet.rendezvous import CoordinatorRecord
 
