@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,41 @@ def test_comparison(cluster: SlurmCluster, tmp_path: Path) -> None:
     assert ElementTree.parse(tmp_path / "ready.svg").getroot().tag.endswith("svg")
     again = benchmark("compare.py", "--read", str(tmp_path / "found.json"))
     assert again.stdout == result.stdout, str(again)
+
+
+@pytest.mark.timeout(180)
+def test_a_commit_is_compared_with_the_working_tree(cluster: SlurmCluster) -> None:
+    """Both are run, every figure is above 0 and has its ratio, and the worktree of the other commit is gone."""
+    before = worktrees()
+    if before is None:
+        pytest.skip("not a checkout, or no git")
+    sizes = ["--ranks", "4", "8", "--runs", "1", "--memory-at", "8"]
+    result = benchmark("before_after.py", "HEAD", *sizes, "--quick", "--instance", str(cluster.instance))
+    assert result.rc == 0, str(result)
+    found = rows(result.stdout, "the two in turn")
+    assert len(found) == 2 * len(("ready", "end")) + len(("idle", "used")), str(result)
+    assert all(len(cells) == 3 and min(map(float, cells)) > 0 for cells in found.values()), str(result)
+    # Others may make and remove theirs meanwhile.
+    assert not [path for path in (worktrees() or set()) - before if "before-" in path]
+
+
+def test_an_unknown_commit_is_said_at_once() -> None:
+    """Nothing is started for a commit that there is not."""
+    if worktrees() is None:
+        pytest.skip("not a checkout, or no git")
+    result = benchmark("before_after.py", "no-such-commit", timeout=30)
+    assert result.rc == 1, str(result)
+    assert "no worktree of no-such-commit" in result.stderr, str(result)
+
+
+def worktrees() -> set[str] | None:
+    """The checkouts of this repository; None where it is none."""
+    if shutil.which("git") is None:
+        return None
+    shown = subprocess.run(
+        ["git", "worktree", "list", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    return set(re.findall(r"^worktree (.*)", shown.stdout, re.MULTILINE)) if shown.returncode == 0 else None
 
 
 def test_run_that_hangs(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
