@@ -197,7 +197,7 @@ def test_control_the_secret_opens_the_dashboard(pair: Pair) -> None:
     assert {attack.where.split(" ")[0] for attack in attacks if attack.status == 200} == {f"{LOOPBACK}:{port}"}
 
 
-def test_what_listens_where(pair: Pair) -> None:
+def test_http_is_on_the_loopback_and_nothing_listens_everywhere(pair: Pair) -> None:
     """TCP alone, HTTP on the loopback; a run on one node is all on the loopback."""
     closed = pair.closed
     assert {one.family for one in closed.sockets} <= {"tcp", "unix"}, closed.sockets
@@ -256,7 +256,7 @@ def test_no_file_has_the_key(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("pair", [SRUN, "local"], indirect=True)
-def test_dashboard_in_a_browser(pair: Pair) -> None:
+def test_the_dashboard_works_in_a_browser_with_the_secret_only(pair: Pair) -> None:
     """The address in the file that the start line names shows the task stream; without the secret: 404."""
     run, told = pair.closed.run, pair.closed.told
     link = told["dashboard"]
@@ -308,7 +308,7 @@ with Client(told["scheduler"], security=security, timeout=told["timeout"], set_a
 
 
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
-def test_client_on_another_node(pair: Pair) -> None:
+def test_a_client_on_another_node_gets_in_with_the_runs_credentials_only(pair: Pair) -> None:
     """A client in a step of its own on the other node gets in with a pickle of `runner.security`; with foreign ones not."""
     run, told = pair.closed.run, pair.closed.told
     nodes = {one.namespace for one in pair.closed.sockets}
@@ -353,7 +353,7 @@ for secure in (False, True):
 
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
 @pytest.mark.parametrize("which", ["closed", "opened"])
-def test_hub_without_the_secret(pair: Pair, which: str) -> None:
+def test_the_coordinator_lets_nobody_in_without_the_secret(pair: Pair, which: str) -> None:
     """Batchlet's own port lets nobody in that does not know the secret, not even with all security off."""
     one = getattr(pair, which)
     host, port = one.told["hub"]
@@ -385,7 +385,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
-def test_hanging_connections(pair: Pair) -> None:
+def test_hanging_connections_keep_no_client_out(pair: Pair) -> None:
     """Three hundred connections to each port that say nothing or rubbish keep no client out."""
     closed = pair.closed
     ports = [one for one in closed.sockets if one.family == "tcp" and one.address != LOOPBACK]

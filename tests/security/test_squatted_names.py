@@ -34,17 +34,20 @@ JOBS, STEPS = 6, 2
 SAID = re.compile(r"batchlet: .*another user.*")
 
 
-def launcher(mode: str) -> tuple[list[str], dict[str, str]]:
-    """The command that starts a script on two nodes with four ranks, and the variables that it needs."""
-    size = ["-N2", "-n4"]
+def launcher(mode: str, cluster: Any) -> tuple[list[str], dict[str, str]]:
+    """The command that starts a script on the first two nodes, and the variables that it needs.
+
+    Three ranks on each, so that there are workers on both.
+    """
+    size = ["-N2", "-n6", "--ntasks-per-node=3", f"--nodelist={','.join(cluster.node_names[:2])}"]
     if mode == "srun":
-        return ["srun", *size, "--ntasks-per-node=2"], {}
-    allocation = ["salloc", "--quiet", *size, "--ntasks-per-node=2"]
+        return ["srun", *size], {}
+    allocation = ["salloc", "--quiet", *size]
     if mode == "allocation":
         return allocation, {}
     mpi = open_mpi()
-    mapped = ["--map-by", "ppr:2:node:oversubscribe", "--bind-to", "none"]
-    return [*allocation, mpi.mpirun, "-n", "4", *mapped], dict(mpi.variables)
+    mapped = ["--map-by", "ppr:3:node:oversubscribe", "--bind-to", "none"]
+    return [*allocation, mpi.mpirun, "-n", "6", *mapped], dict(mpi.variables)
 
 
 def names_of_next_jobs(cluster: Any, node: str) -> list[str]:
@@ -77,7 +80,7 @@ def run_among(
         for point in points:
             names = json.dumps(names_of_next_jobs(cluster, point.name))
             stack.enter_context(stranger(point, manner, code=SQUATTER, stdin=names))
-        command, env = launcher(mode)
+        command, env = launcher(mode, cluster)
         began = time.monotonic()
         run = Held(place, *command, env=env)
         try:

@@ -59,7 +59,7 @@ TABLES = {
 
 
 @pytest.mark.timeout(180)
-def test_comparison(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_quick_comparison_fills_every_table(cluster: SlurmCluster, tmp_path: Path) -> None:
     """A quick comparison on the cluster that is up: every table has a row for each tool, with figures above 0."""
     files = ["--json", str(tmp_path / "found.json"), "--svg", str(tmp_path / "ready.svg")]
     result = benchmark("compare.py", "--quick", "--instance", str(cluster.instance), *files)
@@ -122,7 +122,9 @@ def worktrees() -> set[str] | None:
     return set(re.findall(r"^worktree (.*)", shown.stdout, re.MULTILINE)) if shown.returncode == 0 else None
 
 
-def test_run_that_hangs(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_hangs_is_a_failure_and_nothing_is_left(
+    cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that takes too long is a failure that says so, and nothing of it is left, neither process nor job."""
     marks: list[str] = []
     end = _processes.end
@@ -138,7 +140,7 @@ def test_run_that_hangs(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     assert mark not in jobs.stdout.split()
 
 
-def test_tls(cluster: SlurmCluster) -> None:
+def test_what_tls_costs_has_a_row_for_each_figure(cluster: SlurmCluster) -> None:
     """What TLS costs: a row for each figure, above 0."""
     result = benchmark("tls.py", "--quick", "--repeats=1", "--modes", "local")
     assert result.rc == 0, str(result)
@@ -147,7 +149,7 @@ def test_tls(cluster: SlurmCluster) -> None:
     assert all(float(cell) > 0 for cells in found.values() for cell in cells[:3]), str(result)
 
 
-def test_arithmetic() -> None:
+def test_slope_spread_and_plot_are_right() -> None:
     """The slope is that of the least-squares line, the spread is the least and the greatest, a plot is well-formed."""
     assert _numbers.slope([(2, 1.0), (6, 3.0), (14, 7.0)]) == pytest.approx(0.5)
     assert _numbers.slope([(2, 1.0)]) is None

@@ -28,7 +28,7 @@ def processes_of(cluster: SlurmCluster) -> list[psutil.Process]:
     return found
 
 
-def test_after_a_crash(cluster: SlurmCluster) -> None:
+def test_a_cluster_comes_up_after_a_crash_and_leaves_nothing(cluster: SlurmCluster) -> None:
     """A cluster whose controller was killed comes up again, without the old job; taken down, nothing of it is left."""
     with reserved_instance() as instance:
         assert instance != cluster.instance
