@@ -21,13 +21,13 @@ from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
+from foreign_variables import FOREIGN
 
 REPOSITORY = Path(__file__).parents[1]
 WORKLOADS = REPOSITORY / "tests" / "slurm" / "workloads"
 
 # In the environment of all that a test starts, on whichever node: by this a process is known as the test's own.
 MARK = "TEST_RUN_MARK"
-FOREIGN = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "DASK_", "BATCHLET_")
 # What the launcher says about a run is not ours.
 LAUNCHER_LINES = ("srun: ", "slurmstepd: ", "salloc: ")
 # The launcher's last helpers may outlive it by a moment.

@@ -23,6 +23,7 @@ AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-group
 LOOPBACK = "127.0.0.1"
 
 
+FLOODER = (Path(__file__).parent / "flooder.py").read_text()
 # What another user's program says on a line of its own when all is set up.
 READY = "ready"
 
@@ -124,3 +125,10 @@ def stranger(
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def flooding(point: Standpoint, host: str, port: int, connections: int, kind: str) -> Iterator[None]:
+    """Have another user keep so many connections to a port, for as long as the block lasts; see flooder.py."""
+    with stranger(point, host, str(port), str(connections), kind, code=FLOODER):
+        yield

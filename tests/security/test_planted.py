@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 from held_runs import HELD, PREFIX, Held
-from run_helpers import Place, Result
+from run_helpers import Place, Result, eventually
 from strangers import AS_NOBODY, LOOPBACK, NOBODY, as_nobody, foreign_python, here
 
 from batchlet.rendezvous import CoordinatorRecord
@@ -119,10 +119,7 @@ def trap() -> Iterator[tuple[int, list[Any]]]:
 def test_control_the_trap_notes_who_comes() -> None:
     with trap() as (port, came):
         socket.create_connection((LOOPBACK, port)).close()
-        deadline = time.monotonic() + 5
-        while not came and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert came
+        eventually(lambda: came, 5, "the trap has not noted it")
 
 
 def put(path: Path, run_id: str, host: str, port: int) -> None:

@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster_slurm import MARKER, SlurmCluster
-from run_helpers import Place, reserved_instance
+from run_helpers import Place, eventually, reserved_instance
 
 pytestmark = pytest.mark.slurm
 
@@ -49,10 +48,7 @@ def test_a_cluster_comes_up_after_a_crash_and_leaves_nothing(cluster: SlurmClust
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            deadline = time.monotonic() + 10
-            while len(list(place.cwd.iterdir())) < 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert len(list(place.cwd.iterdir())) == 2, "the job did not start"
+            eventually(lambda: len(list(place.cwd.iterdir())) == 2, 10, "the job did not start")
             os.kill(int((other.state_dir / "slurmctld.pid").read_text()), signal.SIGKILL)
             srun.kill()
             srun.wait()

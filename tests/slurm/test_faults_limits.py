@@ -11,7 +11,7 @@ import psutil
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, NOTE_RC, SLACK, Fault, Running, check, link_cut, run_fault
-from run_helpers import Place, Result, unavailable
+from run_helpers import Place, Result, eventually, unavailable
 
 pytestmark = pytest.mark.slurm
 
@@ -49,9 +49,8 @@ def test_workers_that_are_cut_off_are_lost_and_the_run_goes_on(place: Place) -> 
             running.wait_for("after the block", SLACK)
             _, alive = psutil.wait_procs(lost, timeout=PEER + SLACK)
             assert not alive, f"still there: {alive}\n{running.stdout}{running.stderr}"
-        noted, deadline = place.base / "rc-1", time.monotonic() + SLACK
-        while not noted.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        noted = place.base / "rc-1"
+        eventually(noted.exists, SLACK, "the client's exit code was not noted")
         assert noted.read_text() == "0\n"
         finish(
             running,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, Fault, Running, check, in_node, options, run_fault
-from run_helpers import Place
+from run_helpers import Place, eventually
 
 pytestmark = pytest.mark.slurm
 
@@ -166,7 +166,7 @@ def test_a_stale_record_is_not_believed(place: Place, same: bool) -> None:
     # Some record, of a run that was killed: rank 0 has written it and nobody has met it.
     first = Running(place, "srun", "-n3", sys.executable, str(FAULTS), "late", "2", "60")
     try:
-        wait_until(lambda: list(place.cwd.glob(".batchlet/*.json")), 20)
+        eventually(lambda: list(place.cwd.glob(".batchlet/*.json")), 20)
         (path,) = place.cwd.glob(".batchlet/*.json")
         text, name = path.read_text(), path.name
         first.signal(signal.SIGKILL, 0, 1, 2)
@@ -202,12 +202,12 @@ def test_a_requeued_job_meets_anew(place: Place) -> None:
     submit = ["sbatch", "--parsable", "--requeue", "-n4", "-o", "/dev/null", str(script)]
     job = place.run_only(*submit, timeout=20).stdout.strip()
     try:
-        wait_until(lambda: "strike" in read(place.base / "out-"), 20)
+        eventually(lambda: "strike" in read(place.base / "out-"), 20)
         stopped = place.run_only("scontrol", "requeue", job, timeout=20)
         assert stopped.rc == 0, str(stopped)
         (place.base / "go-on").touch()
-        wait_until(lambda: "after the block" in read(place.base / "out-1"), 50)
-        wait_until(lambda: job not in place.run_only("squeue", "-h", "-o", "%A", timeout=20).stdout.split(), 20)
+        eventually(lambda: "after the block" in read(place.base / "out-1"), 50)
+        eventually(lambda: job not in place.run_only("squeue", "-h", "-o", "%A", timeout=20).stdout.split(), 20)
     finally:
         place.run_only("scancel", job, timeout=20)
     assert "sum 190" in read(place.base / "out-1")
@@ -217,11 +217,3 @@ def test_a_requeued_job_meets_anew(place: Place) -> None:
 def read(path: Path) -> str:
     """What is in a file, if there is one."""
     return path.read_text() if path.exists() else ""
-
-
-def wait_until(condition, seconds: float) -> None:
-    """Wait for something that must happen in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
