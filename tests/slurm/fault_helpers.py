@@ -89,14 +89,14 @@ class Running:
         tops = []
         for process in mine.values():
             with contextlib.suppress(psutil.Error):
-                # The host of a node's workers has its own rank's variables, and may outlive it.
+                # The agent of a node has its own rank's variables, and may outlive it.
                 if process.ppid() not in mine and process.ppid() != 1:
                     tops.append(process)
         assert len(tops) == 1, f"rank {number}: {tops}"
         return tops[0]
 
     def host(self, rank: int) -> psutil.Process:
-        """The host of the workers of a rank's node."""
+        """The agent of a rank's node."""
         node, hosts = self.node(rank), []
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
@@ -105,7 +105,7 @@ class Running:
         pids = {process.pid for process in hosts}
         # Its fork server and the workers have the same command line.
         tops = [process for process in hosts if process.ppid() not in pids]
-        assert len(tops) == 1, f"host of rank {rank}: {tops}"
+        assert len(tops) == 1, f"agent of rank {rank}: {tops}"
         return tops[0]
 
     def scheduler(self) -> psutil.Process:

@@ -52,7 +52,7 @@ def strike_scheduler(number: int):
 
 
 def strike_host_and_go_on(running: Running) -> None:
-    """Kill the host of rank 0's node, which has started the scheduler, then let the client go on."""
+    """Kill the agent of rank 0's node, which has started the scheduler, then let the client go on."""
     running.host(2).kill()
     running.wait_for("the run goes on")
     running.go_on()
@@ -133,8 +133,8 @@ SCHEDULER_PROCESS = {
         "It may also be ended by what the user's code does there.",
         "scheduler-exits", 81, [r"^batchlet: error: The scheduler, a process of rank 0 on node \S+, ended with exit code 5"],
     ),
-    "the host dies": Fault(
-        "The scheduler outlives the host of its node.",
+    "the agent dies": Fault(
+        "The scheduler outlives the agent of its node.",
         "works-on", 0, [r"died and 2 workers with it; the run goes on with 4$", DONE], ["sum 190", "after the block"],
         srun="-N2 -n8 --ntasks-per-node=4", act=strike_host_and_go_on, within=10,
     ),

@@ -1,4 +1,4 @@
-"""Where the scheduler runs: forked from the host of rank 0's node, as part of rank 0; or in rank 0 itself."""
+"""Where the scheduler runs: forked from the agent of rank 0's node, as part of rank 0; or in rank 0 itself."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_scheduler_has_a_process_of_its_own_where_rank_0_has_no_dask(
 
 
 def test_rank_0_goes_on_without_an_agent_that_comes_too_late(srun: Run) -> None:
-    """Ranks that come too late to start a host for it keep rank 0 from nothing."""
+    """Ranks that come too late to start an agent for it keep rank 0 from nothing."""
     late = ("sh", "-c", 'test $SLURM_PROCID -lt 2 || sleep 6; exec "$@"', "sh")
     result = srun("-n4", script=WHERE.format(above=""), prefix=late)
     assert result.rc == 0, str(result)
