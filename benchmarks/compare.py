@@ -241,7 +241,7 @@ def measure(
     done = 0
     if not quick:
         # What a first start reads from the disk is there for the others.
-        for tool in {case.tool.needs: case.tool for case in possible}.values():
+        for tool in {(case.tool.needs, case.tool.variables): case.tool for case in possible}.values():
             told = attempt(Case(tool, Shape(4, 4)), environ, timeout=timeout, quick=True)
             say(f"warming up with {tool.title}: {told}")
     for number in range(rounds):

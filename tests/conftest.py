@@ -6,27 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from foreign_variables import FOREIGN
 from hypothesis import settings
 
 # No directory of examples is left behind; a machine that is busy makes no test fail.
 settings.register_profile("quiet", database=None, deadline=None)
 settings.load_profile("quiet")
 
-SCRUBBED = (
-    "SLURM_",
-    "SLURMD_",
-    "PMI_",
-    "PMI2_",
-    "PMIX_",
-    "OMPI_",
-    "MPI_LOCAL",
-    "MV2_",
-    "PALS_",
-    "FLUX_",
-    "JSM_",
-    "DASK_",
-    "BATCHLET_",
-)
 UNIT = Path(__file__).parent / "unit"
 
 
@@ -36,7 +22,7 @@ def _scrubbed_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     if any(request.node.get_closest_marker(name) for name in ("slurm", "mpirun", "mpi")):
         return
     for name in list(os.environ):
-        if name.startswith(SCRUBBED):
+        if name.startswith(FOREIGN):
             monkeypatch.delenv(name)
 
 

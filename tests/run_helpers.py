@@ -17,17 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
+from foreign_variables import FOREIGN
 
 REPOSITORY = Path(__file__).parents[1]
 WORKLOADS = REPOSITORY / "tests" / "slurm" / "workloads"
 
 # In the environment of all that a test starts, on whichever node: by this a process is known as the test's own.
 MARK = "TEST_RUN_MARK"
-FOREIGN = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "DASK_", "BATCHLET_")
 # What the launcher says about a run is not ours.
 LAUNCHER_LINES = ("srun: ", "slurmstepd: ", "salloc: ")
 # The launcher's last helpers may outlive it by a moment.
@@ -53,6 +53,24 @@ class Result:
 
 
 Run = Callable[..., Result]
+T = TypeVar("T")
+
+
+def poll(condition: Callable[[], T], seconds: float, pause: float = 0.05) -> T:
+    """Look until there is something (a true value) or the time is up, and give what was seen last."""
+    deadline = time.monotonic() + seconds
+    while not (seen := condition()) and time.monotonic() < deadline:
+        time.sleep(pause)
+    return seen
+
+
+def eventually(
+    condition: Callable[[], T], seconds: float, otherwise: Callable[[], object] | object = "", pause: float = 0.05
+) -> T:
+    """Wait until there is something (a true value), and give it; fail with `otherwise` if there is nothing in time."""
+    seen = poll(condition, seconds, pause)
+    assert seen, f"not within {seconds:g} s: {otherwise() if callable(otherwise) else otherwise}"
+    return seen
 
 
 def environ_of(process: psutil.Process) -> dict[str, str]:
@@ -162,11 +180,9 @@ class Place:
 
     def assert_nothing_left(self, before: set[Path] | None = None, result: object = "") -> None:
         """Fail if a process is still there, or a file that was not there before."""
-        deadline = time.monotonic() + GRACE
-        while (processes := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        poll(lambda: not self.processes(), GRACE)
         described = []
-        for process in processes:
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 described.append(f"{process.pid} {' '.join(process.cmdline())}")
         self.kill_processes()
@@ -227,16 +243,18 @@ class BatchJob:
 
     def wait(self, timeout: float = 60) -> Job:
         """Wait for its end; it must end in time. Its output file is read and removed."""
-        deadline = time.monotonic() + timeout
-        while (facts := self._facts())["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
-            if time.monotonic() > deadline:
-                subprocess.run(["scancel", self.id], env=self._place.environ, check=False)
-                raise AssertionError(f"the batch job is still running after {timeout} s: {facts}")
-            time.sleep(0.2)
+        facts = poll(self._facts_of_its_end, timeout, 0.2)
+        if facts is None:
+            subprocess.run(["scancel", self.id], env=self._place.environ, check=False)
+            raise AssertionError(f"the batch job is still running after {timeout} s: {self._facts()}")
         path = Path(facts["StdOut"])
         output = path.read_text()
         path.unlink()
         return Job(int(facts["ExitCode"].split(":")[0]), output, facts["StartTime"], facts["EndTime"])
+
+    def _facts_of_its_end(self) -> dict[str, str] | None:
+        facts = self._facts()
+        return None if facts["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING") else facts
 
     def _facts(self) -> dict[str, str]:
         shown = self._place.run_only("scontrol", "--oneliner", "show", "job", self.id, timeout=10)

@@ -56,7 +56,7 @@ def to_rank(rank: int, name: str, codes: Collection[int]) -> Kind:
 
 
 def to_worker(running: Running) -> None:
-    """SIGKILL to some worker process: a grandchild of a host."""
+    """SIGKILL to some worker process: a grandchild of an agent."""
     for process in running.place.processes():
         with contextlib.suppress(psutil.Error):
             family = [process, *process.parents()[:2]]

@@ -58,37 +58,37 @@ def assert_same(place: Place, *args: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["nothing", "0", "3", "a last word", "error", "cause", "interrupt"])
-def test_script(place: Place, how: str) -> None:
+def test_a_script_has_all_that_python_would_give_it(place: Place, how: str) -> None:
     """A script has python's exit code, `__name__`, `__file__`, arguments and traceback."""
     assert_same(place, place.script(SHOWS), how, "--workers-per-node", "-m", "x")
 
 
-def test_script_by_relative_path(place: Place) -> None:
+def test_a_script_by_relative_path_has_the_file_and_traceback_of_python(place: Place) -> None:
     """A script that is named relative to the working directory has the `__file__` and the traceback of python, too."""
     folder = place.base / "cwd"
     (folder / "shows.py").write_text(SHOWS)
     assert_same(place, "shows.py", "error")
 
 
-def test_script_that_does_not_compile(place: Place) -> None:
+def test_a_syntax_error_is_shown_as_by_python(place: Place) -> None:
     """A syntax error is shown as by python."""
     assert_same(place, place.script("x = 1\nif x\n"))
 
 
-def test_module(place: Place) -> None:
+def test_a_module_runs_as_with_python(place: Place) -> None:
     """`-m module` runs as with python."""
     (place.cwd / "shows.py").write_text(SHOWS)
     assert_same(place, "-m", "shows", "3", "-c")
     assert_same(place, "-m", "shows", "error")
 
 
-def test_code(place: Place) -> None:
+def test_code_runs_as_with_python(place: Place) -> None:
     """`-c code` runs as with python."""
     assert_same(place, "-c", "import sys; print(sys.argv, __name__); sys.exit(3)", "-m", "--plan")
     assert_same(place, "-c", "def deep():\n    raise ValueError('of the user')\ndeep()")
 
 
-def test_where_modules_are_found(place: Place) -> None:
+def test_modules_are_found_where_python_finds_them(place: Place) -> None:
     """`sys.path` is that of python: first beside the script, and the working directory is not searched."""
     script = place.script("import sys\nprint(*sys.path, sep='\\n')\n")
     plain, result = place.run(sys.executable, script), batchlet(place, script)
@@ -119,7 +119,7 @@ print("same", Client().scheduler.address == client.scheduler.address)
 """
 
 
-def test_unmodified_script(place: Place) -> None:
+def test_an_unmodified_script_uses_the_cluster_and_runs_once(place: Place) -> None:
     """Without a change and without a main guard `.compute()` and `Client()` use the cluster; the script runs once."""
     beside = """
         import os, threading
@@ -135,7 +135,7 @@ def test_unmodified_script(place: Place) -> None:
     assert len(result.errors) == 2, str(result)
 
 
-def test_runner_inside_joins(place: Place) -> None:
+def test_a_runner_inside_is_the_run_that_is_there(place: Place) -> None:
     """A `BatchletRunner()` in the script is the run that is there; options that come too late are said to."""
     script = """
         from batchlet import BatchletRunner
@@ -151,7 +151,7 @@ def test_runner_inside_joins(place: Place) -> None:
 
 
 @pytest.mark.parametrize("form", [["--workers-per-node=2"], ["--workers-per-node", "2"]])
-def test_flag(place: Place, form: list[str]) -> None:
+def test_a_flag_in_either_form_wins_over_its_variable(place: Place, form: list[str]) -> None:
     """An option is a flag, in both forms, and wins over its variable."""
     code = "from dask.distributed import Client; print(len(Client().nthreads()))"
     command = [sys.executable, "-m", "batchlet", *form, "-c", code]
@@ -172,7 +172,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(place: Place, case: str) -> None:
+def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_code_2(place: Place, case: str) -> None:
     """A mistake on the command line is one sentence that names it, with exit code 2; nothing is started."""
     args, fragment = REFUSED[case]
     result = place.run(sys.executable, "-m", "batchlet", *args)
@@ -185,7 +185,7 @@ def test_refused(place: Place, case: str) -> None:
     assert result.seconds < 10, str(result)
 
 
-def test_help_and_version(place: Place) -> None:
+def test_help_and_version_answer_on_stdout(place: Place) -> None:
     """`--help` and `--version` answer on stdout; the command `batchlet` is the same program."""
     by_module = place.run(sys.executable, "-m", "batchlet", "--help")
     assert (by_module.rc, by_module.stderr) == (0, "")
@@ -195,14 +195,14 @@ def test_help_and_version(place: Place) -> None:
     assert (by_name.rc, by_name.stdout, by_name.stderr) == (0, "batchlet 0.1.0\n", "")
 
 
-def test_command_runs_a_script(place: Place) -> None:
+def test_the_command_batchlet_runs_a_script(place: Place) -> None:
     """The command `batchlet script.py` runs it, with a module beside it."""
     (place.base / "beside.py").write_text("value = 42\n")
     result = place.run("batchlet", "--workers-per-node=1", place.script("import beside\nprint(beside.value)\n"))
     assert (result.rc, result.stdout) == (0, "42\n"), str(result)
 
 
-def test_interrupted(place: Place) -> None:
+def test_ctrl_c_ends_the_script_through_its_finally_with_130(place: Place) -> None:
     """Ctrl-C ends the script through its `finally`, where the cluster still works, with exit code 130."""
     script = place.script(
         "import time\nfrom dask.distributed import Client\nclient = Client()\ntry:\n    print('ready', flush=True)\n"
@@ -228,7 +228,7 @@ def test_interrupted(place: Place) -> None:
     place.assert_nothing_left()
 
 
-def test_plan(place: Place) -> None:
+def test_plan_starts_nothing_and_says_the_mode(place: Place) -> None:
     """`--plan` starts nothing, says the mode, and `--plan --json` is one document of the same workers."""
     text = place.run(sys.executable, "-m", "batchlet", "--plan", "--workers-per-node=2")
     assert text.rc == 0, str(text)

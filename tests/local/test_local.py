@@ -26,7 +26,7 @@ def assert_two_lines(result: Result, workers: int) -> None:
     assert start[1] == end[1] == str(workers)
 
 
-def test_everything_without_a_guard(python: Run) -> None:
+def test_the_script_that_uses_all_of_dask_runs_once_without_a_guard(python: Run) -> None:
     """The script that uses all of Dask runs here too, once, without a main guard."""
     result = python(WORKLOADS / "everything.py", "0", timeout=90)
     assert result.rc == 0, str(result)
@@ -98,7 +98,7 @@ sys.stdout.write("RESULT " + json.dumps(found) + "\\n")
 """
 
 
-def test_surroundings(python: Run, place: Place) -> None:
+def test_the_attributes_are_right_and_what_is_the_users_is_as_before(python: Run, place: Place) -> None:
     """The attributes say what runs, the limits fit the machine, and what is the user's is as it was before."""
     result = python(SURROUNDINGS)
     assert result.rc == 0, str(result)
@@ -126,7 +126,7 @@ def test_surroundings(python: Run, place: Place) -> None:
     assert list(place.tmp.iterdir()) == []
 
 
-def test_pool_of_the_user(python: Run) -> None:
+def test_a_spawned_pool_of_the_user_works_inside_the_block(python: Run) -> None:
     """A multiprocessing pool of the user's own (spawn) works inside the block, with functions from the main module."""
     script = """
         import multiprocessing
@@ -149,7 +149,7 @@ def test_pool_of_the_user(python: Run) -> None:
     assert_two_lines(result, 1)
 
 
-def test_asynchronous(python: Run) -> None:
+def test_async_with_does_the_same(python: Run) -> None:
     """`async with` does the same in the user's event loop."""
     result = python(WORKLOADS / "asynchronous.py")
     assert result.rc == 0, str(result)
@@ -163,7 +163,7 @@ def test_asynchronous(python: Run) -> None:
     ("statement", "rc"),
     [("raise ValueError('of the user')", 1), ("sys.exit(3)", 3), ("sys.exit('a last word')", 1), ("sys.exit()", 0)],
 )
-def test_exit_code(python: Run, statement: str, rc: int) -> None:
+def test_the_exit_code_is_the_users(python: Run, statement: str, rc: int) -> None:
     """The exit code is what the user's code ended with, and a traceback is the user's own."""
     script = textwrap.dedent(
         f"""
@@ -184,7 +184,7 @@ def test_exit_code(python: Run, statement: str, rc: int) -> None:
         assert result.errors[-1] == "ValueError: of the user"
 
 
-def test_interactive(place: Place) -> None:
+def test_a_session_of_single_statements_works(place: Place) -> None:
     """A session in which each statement is typed by itself, as in a notebook."""
     typed = """
         from batchlet import BatchletRunner
@@ -220,7 +220,7 @@ BAD_INPUT: dict[str, tuple[str, dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input(python: Run, case: str) -> None:
+def test_bad_input_is_one_sentence_and_exit_code_2(python: Run, case: str) -> None:
     """Bad input is one sentence on stderr and exit code 2."""
     options, env, fragments = BAD_INPUT[case]
     script = f"from batchlet import BatchletRunner\nwith BatchletRunner({options}):\n    print('the block runs')\n"
@@ -228,7 +228,7 @@ def test_bad_input(python: Run, case: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["worker", "scheduler"])
-def test_option_that_dask_refuses(python: Run, part: str) -> None:
+def test_an_option_that_dask_refuses_is_named(python: Run, part: str) -> None:
     """What Dask itself refuses is said in one sentence too: which option, and where it was given."""
     options = f"workers_per_node=1, {part}_options={{'no_such_option': 1}}"
     result = python(
@@ -244,7 +244,7 @@ def test_option_that_dask_refuses(python: Run, part: str) -> None:
 
 
 @pytest.mark.parametrize("use", ["Client(runner)", "runner.n_workers"])
-def test_used_without_with(python: Run, use: str) -> None:
+def test_a_runner_that_was_not_entered_says_so(python: Run, use: str) -> None:
     """A runner that was not entered says so and does not hang."""
     script = f"""
         from batchlet import BatchletRunner
@@ -256,7 +256,7 @@ def test_used_without_with(python: Run, use: str) -> None:
     assert_refused(python(textwrap.dedent(script)), "`with BatchletRunner() as runner")
 
 
-def test_plain_with_in_asynchronous_mode(python: Run) -> None:
+def test_with_in_place_of_async_with_says_so(python: Run) -> None:
     """`with` where `async with` is needed says so."""
     script = (
         "from batchlet import BatchletRunner\nwith BatchletRunner(asynchronous=True):\n    print('the block runs')\n"

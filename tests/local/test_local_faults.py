@@ -79,7 +79,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_fault(place: Place, case: str) -> None:
+def test_a_fault_has_its_exit_code_and_message_and_leaves_nothing(place: Place, case: str) -> None:
     """Exit code, message, and nothing left."""
     fault = CASES[case]
     running = Running(place, sys.executable, str(FAULTS), *fault.args.split(), env={**ENV, **fault.env})
@@ -94,7 +94,7 @@ def test_fault(place: Place, case: str) -> None:
     running.assert_nothing_left(result)
 
 
-def test_ctrl_c_at_a_terminal(place: Place) -> None:
+def test_ctrl_c_at_a_terminal_ends_the_run_with_130(place: Place) -> None:
     """Ctrl-C typed at a real terminal: the kernel signals all of the foreground group."""
     pid, terminal = pty.fork()
     if pid == 0:

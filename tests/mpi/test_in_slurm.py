@@ -87,7 +87,7 @@ def test_mpirun_and_srun_in_one_job(place: Place) -> None:
     assert len(done.output.splitlines()) == 6, done.output
 
 
-def test_mpirun_on_two_nodes(place: Place) -> None:
+def test_mpirun_on_two_nodes_knows_each_nodes_share(place: Place) -> None:
     """mpirun over the nodes of the job, by Slurm's own daemons: each rank knows its node and that node's share."""
     mpirun = f"{open_mpi().mpirun} -n 6 --map-by ppr:3:node:oversubscribe"
     done = job(place, "-N2", "-n6", "--ntasks-per-node=3", script=f"{mpirun} python {place.script(SCRIPT)}")
@@ -102,7 +102,7 @@ def test_mpirun_on_two_nodes(place: Place) -> None:
     assert "6 ranks on 2 nodes, 4 workers" in done.output
 
 
-def test_unmodified_script_and_exit_code(place: Place) -> None:
+def test_an_unmodified_script_has_its_own_exit_code(place: Place) -> None:
     """`mpirun python -m batchlet` in a job runs an unmodified script once, and its exit code is the job's."""
     code = "from dask.distributed import Client; print(Client().submit(sum, [1, 2]).result()); raise SystemExit(3)"
     done = job(place, "-N1", "-n3", script=f"{open_mpi().mpirun} -n 3 python -m batchlet -c '{code}'")
@@ -110,7 +110,7 @@ def test_unmodified_script_and_exit_code(place: Place) -> None:
     assert done.output.splitlines().count("3") == 1, done.output
 
 
-def test_plan(place: Place) -> None:
+def test_plan_says_mpi_and_the_memory_of_the_job(place: Place) -> None:
     """`--plan` under mpirun in a job says MPI, the job, and the job's memory with its source."""
     done = job(place, "-N1", "-n4", script=f"{open_mpi().mpirun} -n 4 python -m batchlet --plan")
     assert done.rc == 0, done.output

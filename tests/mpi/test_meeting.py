@@ -37,7 +37,7 @@ def rendezvous(rank: int | None = None) -> MpiRendezvous:
     )
 
 
-def meeting(number: int = 0) -> CoordinatorRecord:
+def record(number: int = 0) -> CoordinatorRecord:
     return CoordinatorRecord("run", "nonce", "here", "10.0.0.1", 4242 + number, "cd" * 32)
 
 
@@ -61,11 +61,11 @@ def test_the_record_reaches_every_rank(number):
     place = rendezvous()
     if world().rank == 0:
         began = time.monotonic()
-        place.publish(meeting(number))
+        place.publish(record(number))
         took = time.monotonic() - began
         place.withdraw()
     else:
-        assert place.wait(time.monotonic() + 20) == meeting(number)
+        assert place.wait(time.monotonic() + 20) == record(number)
         took = 0.0
     place._thread.join(10)
     assert not place._thread.is_alive()
@@ -76,7 +76,7 @@ def test_the_script_goes_on_with_its_own_mpi():
     place = rendezvous()
     place.check()
     if world().rank == 0:
-        place.publish(meeting())
+        place.publish(record())
         assert place._over.wait(10)
     else:
         place.wait(time.monotonic() + 20)
@@ -93,7 +93,7 @@ def test_the_ranks_of_a_node_are_known():
     assert list(place.layout.local_ranks) == sorted(together.allgather(world().rank))
     together.Free()
     if world().rank == 0:
-        place.publish(meeting())
+        place.publish(record())
         assert place._over.wait(10)
     else:
         place.wait(time.monotonic() + 20)

@@ -43,7 +43,7 @@ def without_mpi4py(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_this_directory_under_mpirun(mpirun):
+def test_the_tests_of_the_meeting_pass_under_mpirun(mpirun):
     command = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--rootdir", REPOSITORY, HERE]
     result = mpirun(4, *command, "-m", "mpi", "-c", REPOSITORY / "pyproject.toml", timeout=120)
     assert result.rc == 0, result
@@ -97,7 +97,7 @@ class TestMeeting:
 class TestRunner:
     """With a cluster."""
 
-    def test_flight_delays(self, mpirun):
+    def test_the_example_flight_delays_is_right(self, mpirun):
         script = REPOSITORY / "slurm_examples" / "flight_delays.py"
         result = mpirun(6, script, "--check", timeout=150)
         assert result.rc == 0, result

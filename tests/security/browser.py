@@ -11,15 +11,14 @@ import json
 import os
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
-from run_helpers import Place
-from stand import Standpoint
+from run_helpers import Place, eventually
+from strangers import Standpoint
 
 ARGUMENTS = [
     "--headless",
@@ -155,14 +154,7 @@ def browser(place: Place, point: Standpoint) -> Iterator[Browser]:
     base = f"http://{point.address}:{port}"
     session = None
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{base}/status", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, (place.base / "driver.log").read_text()
-                time.sleep(0.1)
+        eventually(lambda: _answers(f"{base}/status"), 20, (place.base / "driver.log").read_text, 0.1)
         session = Browser(base)
         yield session
     finally:
@@ -173,9 +165,13 @@ def browser(place: Place, point: Standpoint) -> Iterator[Browser]:
         process.wait(10)
 
 
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).close()
+        return True
+    return False
+
+
 def wait_for(condition: Callable[[], bool], what: str, page: Browser, seconds: float = 40) -> None:
     """Wait until the page shows something."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not seen\n{page.source[:3000]}"
-        time.sleep(0.25)
+    eventually(condition, seconds, lambda: f"{what}: not seen\n{page.source[:3000]}", 0.25)

@@ -15,8 +15,9 @@ TESTS = Path(__file__).parents[1]
 for _folder in ("slurm", "mpi"):
     sys.path.append(str(TESTS / _folder))
 
+from held_runs import Batch, batch  # noqa: E402
 from run_helpers import Place  # noqa: E402
-from stand import Batch, batch, need_root  # noqa: E402
+from strangers import need_root  # noqa: E402
 
 # Two conftest.py of the same name do not import each other by name.
 _spec = importlib.util.spec_from_file_location("slurm_fixtures", TESTS / "slurm" / "conftest.py")

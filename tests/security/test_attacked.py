@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,30 +17,14 @@ from typing import Any
 
 import psutil
 import pytest
+from attacks import Attack, Loot, attack_ports, attack_unix, decoys, foreign_certificate, intrusions
 from browser import browser, wait_for
+from held_runs import PREFIX, Held
+from listening import Listening
 from mpi_launchers import open_mpi
-from run_helpers import Place
-from stand import (
-    AS_NOBODY,
-    LOOPBACK,
-    PREFIX,
-    Attack,
-    Held,
-    Listening,
-    Loot,
-    Standpoint,
-    as_nobody,
-    attack_ports,
-    attack_unix,
-    decoys,
-    files_with,
-    foreign_certificate,
-    foreign_python,
-    here,
-    intrusions,
-    secrets_in,
-    standpoints,
-)
+from run_helpers import Place, eventually
+from secrets_search import files_with, secrets_in
+from strangers import LOOPBACK, Standpoint, as_nobody, flooding, here, standpoints
 
 SRUN = pytest.param("srun", marks=pytest.mark.slurm)
 ALLOCATION = pytest.param("allocation", marks=pytest.mark.slurm)
@@ -156,12 +138,16 @@ def test_control_they_do_get_in(pair: Pair) -> None:
 
     opened.run.wait(lambda: len({name[:2] for name in robbed()}) >= expected, 10, "not all processes were robbed")
     seen = {attack.how: attack.status for attack in opened.attacks if attack.status not in (0, 404)}
-    deadline = time.monotonic() + 30
-    while missing := [path for path in PAGES if seen.get(f"http GET {path}") != 200]:
+
+    def all_pages_seen() -> bool:
         # Who looks first has the pages loaded, which takes a moment.
-        assert time.monotonic() < deadline, (missing, seen)
-        again = attack_ports(opened.sockets, opened.points, opened.loot, paths=missing)
-        seen |= {attack.how: attack.status for attack in again if attack.status not in (0, 404)}
+        missing = [path for path in PAGES if seen.get(f"http GET {path}") != 200]
+        if missing:
+            again = attack_ports(opened.sockets, opened.points, opened.loot, paths=missing)
+            seen.update((attack.how, attack.status) for attack in again if attack.status not in (0, 404))
+        return not missing
+
+    eventually(all_pages_seen, 30, lambda: seen)
     assert seen.get("http websocket /status/ws") == 101
     assert seen.get("http websocket /eventstream") == 101
     # HTTP of the workers too.
@@ -201,19 +187,23 @@ def test_control_the_secret_opens_the_dashboard(pair: Pair) -> None:
     paths = [f"/{closed.told['token']}{path}" for path in PAGES]
     http = [one for one in closed.sockets if one.address == LOOPBACK]
     port = int(closed.told["dashboard"].split(":")[2].split("/")[0])
-    deadline = time.monotonic() + 30
-    while True:
-        attacks = attack_ports(http, closed.points, closed.loot, paths=paths)
-        seen = {(attack.how, attack.standpoint) for attack in attacks if attack.status == 200}
-        # The first look has the pages loaded, which takes a moment.
-        if len(seen) >= len(paths) or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    assert seen >= {(f"http GET {path}", closed.head.name) for path in paths}
-    assert {attack.where.split(" ")[0] for attack in attacks if attack.status == 200} == {f"{LOOPBACK}:{port}"}
+
+    def opening() -> list[Attack]:
+        return [
+            attack for attack in attack_ports(http, closed.points, closed.loot, paths=paths) if attack.status == 200
+        ]
+
+    # The first look has the pages loaded, which takes a moment.
+    attacks = eventually(
+        lambda: found if len(found := opening()) >= len(paths) else None, 30, "not all pages opened", 0.5
+    )
+    assert {(attack.how, attack.standpoint) for attack in attacks} >= {
+        (f"http GET {path}", closed.head.name) for path in paths
+    }
+    assert {attack.where.split(" ")[0] for attack in attacks} == {f"{LOOPBACK}:{port}"}
 
 
-def test_what_listens_where(pair: Pair) -> None:
+def test_http_is_on_the_loopback_and_nothing_listens_everywhere(pair: Pair) -> None:
     """TCP alone, HTTP on the loopback; a run on one node is all on the loopback."""
     closed = pair.closed
     assert {one.family for one in closed.sockets} <= {"tcp", "unix"}, closed.sockets
@@ -272,7 +262,7 @@ def test_no_file_has_the_key(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("pair", [SRUN, "local"], indirect=True)
-def test_dashboard_in_a_browser(pair: Pair) -> None:
+def test_the_dashboard_works_in_a_browser_with_the_secret_only(pair: Pair) -> None:
     """The address in the file that the start line names shows the task stream; without the secret: 404."""
     run, told = pair.closed.run, pair.closed.told
     link = told["dashboard"]
@@ -324,7 +314,7 @@ with Client(told["scheduler"], security=security, timeout=told["timeout"], set_a
 
 
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
-def test_client_on_another_node(pair: Pair) -> None:
+def test_a_client_on_another_node_gets_in_with_the_runs_credentials_only(pair: Pair) -> None:
     """A client in a step of its own on the other node gets in with a pickle of `runner.security`; with foreign ones not."""
     run, told = pair.closed.run, pair.closed.told
     nodes = {one.namespace for one in pair.closed.sockets}
@@ -369,7 +359,7 @@ for secure in (False, True):
 
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
 @pytest.mark.parametrize("which", ["closed", "opened"])
-def test_hub_without_the_secret(pair: Pair, which: str) -> None:
+def test_the_coordinator_lets_nobody_in_without_the_secret(pair: Pair, which: str) -> None:
     """Batchlet's own port lets nobody in that does not know the secret, not even with all security off."""
     one = getattr(pair, which)
     host, port = one.told["hub"]
@@ -385,42 +375,17 @@ def test_hub_without_the_secret(pair: Pair, which: str) -> None:
     assert "by the attacker" not in one.run.stderr
 
 
-HANG = """
-import os, socket, ssl, sys, time
-host, port = sys.argv[1], int(sys.argv[2])
-held = []
-for number in range(int(sys.argv[3])):
-    connection = socket.create_connection((host, port), 10)
-    # Some say nothing, some begin TLS and stop, some send rubbish.
-    if number % 3:
-        connection.sendall(b"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03" if number % 3 == 1 else os.urandom(2000))
-    held.append(connection)
-print("hanging", flush=True)
-time.sleep(600)
-"""
-
-
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
-def test_hanging_connections(pair: Pair) -> None:
+def test_hanging_connections_keep_no_client_out(pair: Pair) -> None:
     """Three hundred connections to each port that say nothing or rubbish keep no client out."""
     closed = pair.closed
     ports = [one for one in closed.sockets if one.family == "tcp" and one.address != LOOPBACK]
-    hanging = []
-    try:
+    with contextlib.ExitStack() as hanging:
         for one in ports:
-            command = [*AS_NOBODY, foreign_python(), "-I", "-c", HANG, one.address, str(one.port), "300"]
-            hanging.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/"))
-        for process in hanging:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "hanging\n"
+            hanging.enter_context(flooding(here(), one.address, one.port, 300, "mixed"))
         said = {**closed.told, "timeout": 30}
         done = closed.run.place.run_only(sys.executable, "-c", CLIENT, stdin=json.dumps(said), timeout=60)
         assert done.stdout.endswith(" 210\n"), str(done)
-    finally:
-        for process in hanging:
-            process.kill()
-            process.wait()
-            process.stdout.close()
 
 
 # The end --------------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from attacks import Loot, attack_ports, http_paths, intrusions
+from held_runs import HELD, PREFIX, Batch, Held, batch
 from mpi_launchers import open_mpi
 from run_helpers import Place
-from stand import HELD, LOOPBACK, PREFIX, Batch, Held, Loot, attack_ports, batch, here, http_paths, intrusions
+from strangers import LOOPBACK, here
 
 
 @pytest.mark.slurm
-def test_requeued_run_has_new_credentials(requeued: Future[Batch]) -> None:
+def test_a_requeued_run_has_new_credentials(requeued: Future[Batch]) -> None:
     """The same job, requeued, is another run: certificate, key, secret and the dashboard's address are all new."""
     first, second = requeued.result().lives
     for name in ("fingerprint", "key", "token", "secret", "dashboard", "scheduler"):
@@ -74,7 +76,7 @@ def test_no_address_where_no_file_can_be_written(place: Place) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "ws"])
-def test_protocol_that_does_not_encrypt(place: Place, protocol: str) -> None:
+def test_a_protocol_that_does_not_encrypt_is_refused(place: Place, protocol: str) -> None:
     """`protocol=` does not quietly turn TLS off."""
     result = place.run(sys.executable, str(HELD), str(place.base), json.dumps({"protocol": protocol}), timeout=40)
     assert result.rc == 2, str(result)
@@ -121,7 +123,7 @@ def test_security_object_without_encryption_says_so(place: Place) -> None:
 
 
 @pytest.mark.slurm
-def test_security_object_of_the_user(slurm_place: Place) -> None:
+def test_a_security_object_that_differs_between_ranks_is_refused(slurm_place: Place) -> None:
     """`Security.temporary()` is another one on each rank: a clear error that names security=, at once."""
     script = slurm_place.script(
         "import sys\n"

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from held_runs import HELD, PREFIX, Held
 from mpi_launchers import open_mpi
 from run_helpers import Place, Result, environ_of
-from stand import HELD, PREFIX, Held, as_nobody, files_with, here, secrets_in
+from secrets_search import files_with, secrets_in
+from strangers import as_nobody, here
 
 RECORDS = ".batchlet"
 # Ends that wait most of the time, and a machine with few cores.

@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 import pytest
-from run_helpers import Place, Result
-from stand import AS_NOBODY, HELD, LOOPBACK, NOBODY, PREFIX, Held, as_nobody, foreign_python, here
+from held_runs import HELD, PREFIX, Held
+from run_helpers import Place, Result, eventually
+from strangers import AS_NOBODY, LOOPBACK, NOBODY, as_nobody, foreign_python, here
 
 from batchlet.rendezvous import CoordinatorRecord
 
@@ -83,7 +84,9 @@ def refused(cluster: Any) -> Iterator[dict[str, tuple[Place, Result]]]:
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("plant", PLANTED)
-def test_planted_rendezvous(refused: dict[str, tuple[Place, Result]], plant: str) -> None:
+def test_a_directory_for_records_that_is_not_ours_alone_is_refused(
+    refused: dict[str, tuple[Place, Result]], plant: str
+) -> None:
     """A `.batchlet` that is not ours alone is refused: exit code 2, one message that names it, nothing written to it."""
     place, result = refused[plant]
     planted = place.cwd / RECORDS
@@ -116,10 +119,7 @@ def trap() -> Iterator[tuple[int, list[Any]]]:
 def test_control_the_trap_notes_who_comes() -> None:
     with trap() as (port, came):
         socket.create_connection((LOOPBACK, port)).close()
-        deadline = time.monotonic() + 5
-        while not came and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert came
+        eventually(lambda: came, 5, "the trap has not noted it")
 
 
 def put(path: Path, run_id: str, host: str, port: int) -> None:
@@ -148,7 +148,7 @@ RECORD: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.slurm
-def test_planted_record(slurm_place: Place) -> None:
+def test_a_planted_record_leads_no_rank_astray(slurm_place: Place) -> None:
     """A record that somebody else may have written leads no rank astray; the run's own takes its place."""
     away, directory = slurm_place.base / "away.json", slurm_place.cwd / RECORDS
     with trap() as (port, came):
@@ -194,7 +194,7 @@ SCRATCH: dict[str, Callable[[Path, Path], None]] = {
 @pytest.mark.parametrize(
     ("plant", "how"), [*((plant, "TMPDIR") for plant in SCRATCH), ("directory of another user", "local_directory")]
 )
-def test_planted_scratch(place: Place, plant: str, how: str) -> None:
+def test_scratch_in_a_directory_of_somebody_else_is_refused(place: Place, plant: str, how: str) -> None:
     """Scratch in a directory whose owner is somebody else is refused: they could put their own in its place.
 
     Workers read pickles from their scratch (spilled data), and the fork server takes orders from a socket there.
@@ -212,7 +212,7 @@ def test_planted_scratch(place: Place, plant: str, how: str) -> None:
     assert str(path) in said[0]
 
 
-def test_scratch_that_is_taken_away(place: Place) -> None:
+def test_scratch_cannot_be_taken_away(place: Place) -> None:
     """The attack itself: who owns the directory above puts a directory of their own in the place of the run's scratch."""
     base = place.base / "scratch"
     folder_of(base, NOBODY, 0o777)
@@ -248,7 +248,7 @@ while True:
 """
 
 
-def test_squatted_port_of_a_worker(place: Place) -> None:
+def test_a_squatter_on_a_workers_port_learns_nothing(place: Place) -> None:
     """Another user takes the port of a worker that has died: nothing is said to them, and the run still ends well."""
     run = Held(place, env={f"{PREFIX}WORKERS_PER_NODE": "2"})
     squatter = None

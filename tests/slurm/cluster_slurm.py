@@ -22,13 +22,12 @@ namespace or cgroup belongs to that node. That, not a recorded process id which 
 what ``down`` ends. The marker never reaches a user's shell or a job.
 
 Needs root, and the packages slurmctld, slurmd, slurm-client, munge and iproute2. Written for Slurm 22.05 (Debian 12).
-Standard library only.
+Standard library only. What it is made of: cluster_config, cluster_network, cluster_cgroups, cluster_processes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -37,74 +36,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from cluster_cgroups import Cgroups
+from cluster_commands import DAEMON_PATH, ClusterError, last_line, make_directory, run, wait, write
+from cluster_config import TASK_PLUGINS, cgroup_conf, slurm_conf
+from cluster_network import NODE_ANCHOR, PROBE, SWITCH_ANCHOR, anchor, connect
+from cluster_processes import MARKER, locked, processes_of
 
 __all__ = ["MARKER", "ClusterError", "SlurmCluster"]
-
-#: Name of the environment variable by which the cluster's own daemons are known; its value is the state directory.
-MARKER = "SLURM_TEST_CLUSTER_STATE"
-
-TASK_PLUGINS = {
-    "none": "task/none",
-    "cgroup": "task/cgroup",
-    "affinity": "task/affinity,task/cgroup",
-}
 
 # A node's CPUs. More than the machine has is fine (config_overrides), except with task/affinity.
 DEFAULT_CPUS = 8
 MAX_NODES = 200
 
 TOOLS = (
-    "ip",
-    "mount",
-    "munged",
-    "nsenter",
-    "scancel",
-    "scontrol",
-    "setsid",
-    "sinfo",
-    "slurmctld",
-    "slurmd",
-    "squeue",
-    "srun",
+    "ip", "mount", "munged", "nsenter", "scancel", "scontrol", "setsid", "sinfo", "slurmctld", "slurmd", "squeue", "srun",
     "unshare",
-)
+)  # fmt: skip
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
-
-# The daemons are in sbin, which is not on every root's PATH.
-DAEMON_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-# $1 hostname, $2 hosts file, $3 mount point of the node's own file system. The process id goes to stdout, which is
-# closed by the last line: a reader who sees the end of the file knows that the node is ready, or that it failed.
-NODE_ANCHOR = """
-set -e
-hostname "$1"
-mount -n --bind "$2" /etc/hosts
-mount -n -t tmpfs -o mode=1777,size=1g node-local "$3"
-echo $$
-exec sleep infinity </dev/null >/dev/null 2>&1
-"""
-SWITCH_ANCHOR = """
-echo $$
-exec sleep infinity </dev/null >/dev/null 2>&1
-"""
-# What a cluster needs to be allowed to do, tried in namespaces of its own.
-PROBE = """
-set -e
-hostname probe
-mount -n -t tmpfs probe /tmp
-ip link add name probe0 type veth peer name probe1
-ip link add name probe2 type bridge
-"""
-
-
-class ClusterError(RuntimeError):
-    """The cluster could not be built, or not be taken down; the message says what was found."""
 
 
 class SlurmCluster:
@@ -186,27 +136,27 @@ class SlurmCluster:
         # Slurm that the host may have. (NoCtldInAddrAny would bind it to what the host's own name resolves to.)
         self.controller_port = 26817 + instance
 
-        run = Path("/run")
-        self.state_dir = (run if run.is_dir() else Path(tempfile.gettempdir())) / f"slurm-test-{instance}"
+        volatile = Path("/run")
+        self.state_dir = (volatile if volatile.is_dir() else Path(tempfile.gettempdir())) / f"slurm-test-{instance}"
         self.node_local = self.state_dir / "node-local"
         self.conf_path = self.state_dir / "etc" / "slurm.conf"
-        self._logs = self.state_dir / "log"
-        self._munge = self.state_dir / "munge"
+        self.log_dir = self.state_dir / "log"
+        self.munge_dir = self.state_dir / "munge"
         self._secret = self.state_dir / "secret"
         self._ready = self.state_dir / "ready"
         self.log_paths = {
-            "munged": self._logs / "munged.log",
-            "slurmctld": self._logs / "slurmctld.log",
-            **{name: self._logs / f"{name}.log" for name in self.node_names},
+            "munged": self.log_dir / "munged.log",
+            "slurmctld": self.log_dir / "slurmctld.log",
+            **{name: self.log_dir / f"{name}.log" for name in self.node_names},
         }
-        self._cgroups = _Cgroups()
+        self.cgroups = Cgroups()
 
     # ---------------------------------------------------------------------------------------------- what it is
 
     @property
     def memory_enforced(self) -> bool:
         """Whether Slurm kills a job that uses more memory than it was granted."""
-        return self.task_plugin != "none" and self._cgroups.has_memory
+        return self.task_plugin != "none" and self.cgroups.has_memory
 
     @property
     def is_up(self) -> bool:
@@ -237,10 +187,10 @@ class SlurmCluster:
             return f"not installed: {' '.join(missing)} (apt-get install --no-install-recommends {PACKAGES})"
         if self._node_pattern.fullmatch(self.login_name):
             return f"this host is called {self.login_name!r}, like a node of the test Slurm"
-        tried = _run("unshare", "--net", "--uts", "--mount", "sh", "-c", PROBE)
+        tried = run("unshare", "--net", "--uts", "--mount", "sh", "-c", PROBE)
         if tried.returncode:
-            return f"no permission for namespaces, mounts, veth or bridges here: {_last_line(tried.stderr)}"
-        return self._cgroups.unavailable_reason()
+            return f"no permission for namespaces, mounts, veth or bridges here: {last_line(tried.stderr)}"
+        return self.cgroups.unavailable_reason()
 
     # ---------------------------------------------------------------------------------------------- up and down
 
@@ -265,7 +215,7 @@ class SlurmCluster:
             raise ClusterError(reason)
         with self._lock():
             if self.is_up:
-                if self.conf_path.read_text() == self._slurm_conf():
+                if self.conf_path.read_text() == slurm_conf(self):
                     return False
                 raise ClusterError(f"instance {self.instance} is up with other parameters: take it down or use another")
             self._remove()
@@ -308,19 +258,19 @@ class SlurmCluster:
 
     def _build(self) -> None:
         self._write_files()
-        switch = self._anchor(["--net"], SWITCH_ANCHOR)
+        switch = anchor(self._daemon_env(), ["--net"], SWITCH_ANCHOR)
         namespaces = ["--net", "--uts", "--mount", "--propagation", "private"]
         anchors = {
-            name: self._anchor(namespaces, NODE_ANCHOR, name, str(self._hosts), str(self.node_local))
+            name: anchor(self._daemon_env(), namespaces, NODE_ANCHOR, name, str(self._hosts), str(self.node_local))
             for name in self.node_names
         }
-        self._connect(switch, anchors)
+        connect(self, switch, anchors)
 
         munge = {
             "key-file": self._secret / "munge.key",
             "seed-file": self._secret / "munge.seed",
-            "socket": self._munge / "socket",
-            "pid-file": self._munge / "munged.pid",
+            "socket": self.munge_dir / "socket",
+            "pid-file": self.munge_dir / "munged.pid",
             "log-file": self.log_paths["munged"],
         }
         # --force: munged dislikes to run as root and to log into a directory that is not its own user's.
@@ -328,7 +278,7 @@ class SlurmCluster:
         # -c: no state of an earlier cluster.
         self._daemon("slurmctld", "-c", "-f", str(self.conf_path))
         # A slurmd that finds nobody there tries again only a second later.
-        _wait(self._controller_listens, self.up_timeout, lambda: "slurmctld does not listen")
+        wait(self._controller_listens, self.up_timeout, lambda: "slurmctld does not listen")
         for name, pid in anchors.items():
             enter = ["nsenter", f"--target={pid}", "--net", "--uts", "--mount"]
             self._daemon(*enter, "slurmd", "-f", str(self.conf_path), "-N", name)
@@ -338,124 +288,23 @@ class SlurmCluster:
 
     def _write_files(self) -> None:
         # Other users read slurm.conf and reach munge's socket; slurmd hands them their batch scripts in the spool.
-        for path in (self.state_dir, self.conf_path.parent, self._logs, self._munge, self.state_dir / "spool"):
-            _mkdir(path, 0o755)
+        for path in (self.state_dir, self.conf_path.parent, self.log_dir, self.munge_dir, self.state_dir / "spool"):
+            make_directory(path, 0o755)
         for path in (self._secret, self.state_dir / "slurmctld"):
-            _mkdir(path, 0o700)
-        _mkdir(self.node_local, 0o1777)
+            make_directory(path, 0o700)
+        make_directory(self.node_local, 0o1777)
 
         key = self._secret / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
         names = {"localhost": "127.0.0.1", self.login_name: self.login_address, **self.node_addresses}
-        _write(self._hosts, "".join(f"{address} {name}\n" for name, address in names.items()))
-        _write(self.conf_path, self._slurm_conf())
-        _write(self.conf_path.with_name("cgroup.conf"), self._cgroup_conf())
-
-    def _slurm_conf(self) -> str:
-        count = len(self.node_names)
-        numbers = f"[1-{count}]" if count > 1 else "1"
-        topology = f"CPUs={self.cpus}"
-        if self.task_plugin == "affinity":
-            # Binding needs the machine's real sockets, cores and threads; slurmd prints them in slurm.conf's words.
-            found = _run("slurmd", "-C").stdout
-            topology = " ".join(re.findall(r"\b(?:CPUs|Boards|\w+PerBoard|\w+PerSocket|\w+PerCore)=\d+", found))
-        settings = {
-            "ClusterName": f"test{self.instance}",
-            "SlurmctldHost": f"{self.login_name}({self.login_address})",
-            "SlurmctldPort": self.controller_port,
-            "SlurmdPort": 6818,
-            "SlurmUser": "root",
-            "SlurmdUser": "root",
-            "AuthType": "auth/munge",
-            "CredType": "cred/munge",
-            # cred_expire is also how long a requeued job must wait (by default 120 s).
-            "AuthInfo": f"socket={self._munge / 'socket'},cred_expire=10",
-            "StateSaveLocation": self.state_dir / "slurmctld",
-            "SlurmdSpoolDir": self.state_dir / "spool" / "%n",
-            "SlurmctldPidFile": self.state_dir / "slurmctld.pid",
-            "SlurmdPidFile": self.state_dir / "spool" / "%n.pid",
-            "SlurmctldLogFile": self.log_paths["slurmctld"],
-            "SlurmdLogFile": self._logs / "%n.log",
-            # Nodes are what slurm.conf says, whatever the machine has.
-            "SlurmdParameters": "config_overrides",
-            "ProctrackType": "proctrack/cgroup",
-            "TaskPlugin": TASK_PLUGINS[self.task_plugin],
-            "JobAcctGatherType": "jobacct_gather/cgroup",
-            "JobAcctGatherFrequency": "task=0",
-            "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core_Memory" if self.task_plugin == "affinity" else "CR_CPU_Memory",
-            "DefMemPerCPU": max(1, self.memory_mib // self.cpus),
-            "PropagateResourceLimits": "NONE",
-            "MpiDefault": "none",
-            "MailProg": "/bin/true",
-            "ReturnToService": 2,
-            "JobRequeue": 1,
-            "KillWait": self.kill_wait,
-            # A loaded test machine is slow, not broken.
-            "MessageTimeout": 30,
-            # Backfill, so that a job which must wait does not block the ones behind it; and do not dawdle.
-            "SchedulerType": "sched/backfill",
-            "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
-        }
-        nodes = f"NodeName={self.node_prefix}{numbers} NodeAddr=198.18.{self.instance}.{numbers}"
-        lines = [f"{key}={value}" for key, value in settings.items()]
-        lines.append(f"{nodes} {topology} RealMemory={self.memory_mib} State=UNKNOWN")
-        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
-        lines.extend(self.extra_conf.splitlines())
-        return "\n".join(lines) + "\n"
-
-    def _cgroup_conf(self) -> str:
-        def yes(condition: bool) -> str:
-            return "yes" if condition else "no"
-
-        settings = {
-            **self._cgroups.slurm_settings,
-            "ConstrainRAMSpace": yes(self.memory_enforced),
-            "ConstrainSwapSpace": yes(self.memory_enforced and self._cgroups.has_swap),
-            "AllowedSwapSpace": 0,
-            "ConstrainCores": yes(self.task_plugin == "affinity"),
-            "ConstrainDevices": "no",
-        }
-        return "".join(f"{key}={value}\n" for key, value in settings.items())
-
-    def _anchor(self, namespaces: Sequence[str], script: str, *arguments: str) -> int:
-        """Start a process that holds new namespaces open, and return its process id once they are set up."""
-        command = ["setsid", "--fork", "unshare", *namespaces, "sh", "-c", script, "anchor", *arguments]
-        started = _run(*command, env=self._daemon_env())
-        if not started.stdout.strip().isdigit():
-            raise ClusterError(f"could not make a namespace: {_last_line(started.stderr)}")
-        return int(started.stdout)
-
-    def _connect(self, switch: int, anchors: dict[str, int]) -> None:
-        """Lay the cables: the host and each node to the bridge in the switch."""
-        taken = _run("ip", "-4", "route", "show", "root", f"198.18.{self.instance}.0/24").stdout
-        if taken:
-            raise ClusterError(f"the subnet of instance {self.instance} is in use: {taken.strip()}")
-        _ip(
-            None,
-            f"link add name {self.link} type veth peer name login netns {switch}",
-            f"address add {self.login_address}/24 dev {self.link}",
-            f"link set {self.link} up",
-        )
-        ports = ["link add name bridge type bridge", "link set bridge up", "link set login master bridge up"]
-        for name, pid in anchors.items():
-            ports += [
-                f"link add name {name} type veth peer name eth0 netns {pid}",
-                f"link set {name} master bridge up",
-            ]
-        _ip(switch, *ports)
-        for name, pid in anchors.items():
-            _ip(
-                pid,
-                "link set lo up",
-                f"address add {self.node_addresses[name]}/24 dev eth0",
-                "link set eth0 up",
-            )
+        write(self._hosts, "".join(f"{address} {name}\n" for name, address in names.items()))
+        write(self.conf_path, slurm_conf(self))
+        write(self.conf_path.with_name("cgroup.conf"), cgroup_conf(self))
 
     def _daemon(self, *command: str) -> None:
         """Run a command that puts itself into the background."""
-        with (self._logs / "start.log").open("ab") as log:
+        with (self.log_dir / "start.log").open("ab") as log:
             done = subprocess.run(
                 command,
                 env=self._daemon_env(),
@@ -476,7 +325,7 @@ class SlurmCluster:
     # ---------------------------------------------------------------------------------------------- asking Slurm
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return _run(*command, env={**self.env(), "PATH": DAEMON_PATH})
+        return run(*command, env={**self.env(), "PATH": DAEMON_PATH})
 
     def _node_states(self) -> str:
         """Return one line per node, ``name state``, or sinfo's complaint."""
@@ -495,11 +344,11 @@ class SlurmCluster:
             states = [line.split()[1:] for line in self._node_states().splitlines()]
             return bool(states) and all(state == ["idle"] for state in states)
 
-        _wait(all_idle, seconds, lambda: f"the nodes are not idle:\n{self._node_states()}")
+        wait(all_idle, seconds, lambda: f"the nodes are not idle:\n{self._node_states()}")
 
     def _log_tails(self, lines: int = 15) -> str:
         tails = []
-        for path in sorted(self._logs.glob("*.log")):
+        for path in sorted(self.log_dir.glob("*.log")):
             tail = path.read_text(errors="replace").splitlines()[-lines:]
             tails += [f"--- {path.name}", *tail]
         return "\n".join(tails)
@@ -509,11 +358,11 @@ class SlurmCluster:
     def _remove(self) -> None:
         """End the processes, then remove the link, the cgroups and the files, however much of a cluster is left."""
         nodes = self._node_pattern
-        groups = self._cgroups
-        _wait(lambda: not self._kill_all(), 20, lambda: f"processes do not end: {sorted(self._own_processes())}")
-        if _run("ip", "link", "show", self.link).returncode == 0:
-            _run("ip", "link", "delete", self.link)
-        _wait(lambda: not groups.remove(nodes), 10, lambda: f"cgroups are in use: {groups.of(nodes)}")
+        groups = self.cgroups
+        wait(lambda: not self._kill_all(), 20, lambda: f"processes do not end: {sorted(self._own_processes())}")
+        if run("ip", "link", "show", self.link).returncode == 0:
+            run("ip", "link", "delete", self.link)
+        wait(lambda: not groups.remove(nodes), 10, lambda: f"cgroups are in use: {groups.of(nodes)}")
         shutil.rmtree(self.state_dir, ignore_errors=True)
         if self.state_dir.exists():
             raise ClusterError(f"could not remove {self.state_dir}")
@@ -521,7 +370,7 @@ class SlurmCluster:
     def _kill_all(self) -> set[int]:
         """Send SIGKILL to every process of the cluster; return those that were still there."""
         # A suspended job is frozen, and a frozen process does not die.
-        self._cgroups.thaw(self._node_pattern)
+        self.cgroups.thaw(self._node_pattern)
         found = self._own_processes()
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
@@ -529,20 +378,7 @@ class SlurmCluster:
         return found
 
     def _own_processes(self) -> set[int]:
-        """Find the daemons by their marker, and the rest by the namespace or the cgroup that they are in."""
-        mark = f"{MARKER}={self.state_dir}".encode()
-        namespace_of: dict[int, Path] = {}
-        marked: set[int] = set()
-        for process in Path("/proc").glob("[0-9]*"):
-            pid = int(process.name)
-            with contextlib.suppress(OSError):
-                # A zombie has no namespaces any more: it drops out here.
-                namespace_of[pid] = (process / "ns/net").readlink()
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    marked.add(pid)
-        ours = {namespace_of[pid] for pid in marked} - {Path("/proc/self/ns/net").readlink()}
-        inside = {pid for pid, namespace in namespace_of.items() if namespace in ours}
-        return marked | inside | (self._cgroups.processes(self._node_pattern) & set(namespace_of))
+        return processes_of(str(self.state_dir)) | self.cgroups.processes(self._node_pattern)
 
     @property
     def _node_pattern(self) -> re.Pattern[str]:
@@ -553,169 +389,7 @@ class SlurmCluster:
     def _hosts(self) -> Path:
         return self.conf_path.with_name("hosts")
 
-    @contextlib.contextmanager
-    def _lock(self, seconds: float = 120.0) -> Iterator[None]:
-        """Let one process at a time build or remove this instance.
-
-        The lock is the name of an abstract socket: no file to leave behind, and the kernel takes it back from the dead.
-        """
-        name = f"\0{self.state_dir}"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
-
-            def taken() -> bool:
-                try:
-                    holder.bind(name)
-                except OSError as error:
-                    if error.errno != errno.EADDRINUSE:
-                        raise
-                    return False
-                return True
-
-            _wait(taken, seconds, lambda: f"another process is building or removing instance {self.instance}")
-            yield
-
-
-class _Cgroups:
-    """The machine's control groups, version 1 or 2, as far as Slurm and the clean-up need them."""
-
-    def __init__(self) -> None:
-        self.v1: dict[str, Path] = {}
-        self.v2: Path | None = None
-        mounts = Path("/proc/self/mountinfo")
-        for line in mounts.read_text().splitlines() if mounts.exists() else []:
-            left, _, right = line.partition(" - ")
-            kind, _, options = right.split(maxsplit=2)
-            mount_point = Path(left.split()[4])
-            if kind == "cgroup":
-                self.v1.update((option, mount_point) for option in options.split(","))
-            elif kind == "cgroup2" and self.v2 is None:
-                self.v2 = mount_point
-        # A machine may have both; the one that holds the memory controller counts.
-        self.is_v1 = "memory" in self.v1
-
-    @property
-    def has_memory(self) -> bool:
-        return self.is_v1 or (self.v2 is not None and "memory" in self._v2_controllers())
-
-    @property
-    def has_swap(self) -> bool:
-        """Whether swap can be limited too."""
-        if self.is_v1:
-            return (self.v1["memory"] / "memory.memsw.limit_in_bytes").exists()
-        return self.has_memory
-
-    @property
-    def slurm_settings(self) -> dict[str, object]:
-        if self.is_v1:
-            return {"CgroupPlugin": "cgroup/v1", "CgroupMountpoint": self.v1["memory"].parent}
-        # The scopes are made by hand: there may be no systemd, and a test cluster should not be one of its units.
-        return {"CgroupPlugin": "cgroup/v2", "IgnoreSystemd": "yes", "EnableControllers": "yes"}
-
-    def unavailable_reason(self) -> str | None:
-        names = ("freezer", "memory", "cpuset", "cpuacct")
-        for root in [self.v1.get(name) for name in names] if self.is_v1 else [self.v2]:
-            if root is None:
-                return f"no cgroup hierarchy is mounted for each of {', '.join(names)}"
-            probe = root / f"slurm-test-probe-{os.getpid()}"
-            try:
-                probe.mkdir()
-                probe.rmdir()
-            except OSError as error:
-                return f"the cgroups under {root} cannot be written: {error.strerror}"
-        return None
-
-    def of(self, nodes: re.Pattern[str]) -> list[Path]:
-        """List the topmost cgroups of the slurmd whose node names match."""
-        found = [
-            path
-            for root in sorted(set(self.v1.values()))
-            for path in root.glob("slurm_*")
-            if nodes.fullmatch(path.name.removeprefix("slurm_"))
-        ]
-        if self.v2 is not None:
-            found += [
-                path
-                for path in self.v2.glob("system.slice/*_slurmstepd.scope")
-                if nodes.fullmatch(path.name.removesuffix("_slurmstepd.scope"))
-            ]
-        return found
-
-    def processes(self, nodes: re.Pattern[str]) -> set[int]:
-        pids: set[int] = set()
-        for top in self.of(nodes):
-            for path in top.rglob("cgroup.procs"):
-                with contextlib.suppress(OSError):
-                    pids.update(map(int, path.read_text().split()))
-        # 0 stands for a process outside our PID namespace: not ours to end.
-        return pids - {0}
-
-    def thaw(self, nodes: re.Pattern[str]) -> None:
-        for top in self.of(nodes):
-            for name, state in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-                for path in top.rglob(name):
-                    with contextlib.suppress(OSError):
-                        path.write_text(state)
-
-    def remove(self, nodes: re.Pattern[str]) -> list[Path]:
-        """Remove the cgroups; return those that are still there."""
-        for top in self.of(nodes):
-            for directory, _, _ in os.walk(top, topdown=False):
-                with contextlib.suppress(OSError):
-                    Path(directory).rmdir()
-        return self.of(nodes)
-
-    def _v2_controllers(self) -> list[str]:
-        assert self.v2 is not None
-        return (self.v2 / "cgroup.controllers").read_text().split()
-
-
-def _run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a short command; one that is missing or hangs fails like any other, with a shell's exit codes for that."""
-    environment = {**os.environ, "PATH": DAEMON_PATH} if env is None else env
-    try:
-        return subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
-        )
-    except FileNotFoundError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
-    except subprocess.TimeoutExpired as error:
-        return subprocess.CompletedProcess(command, 124, "", str(error))
-
-
-def _ip(namespace_of: int | None, *commands: str) -> None:
-    """Run ``ip`` commands in one go, on the host or in the network namespace of a process."""
-    enter = [] if namespace_of is None else ["nsenter", f"--target={namespace_of}", "--net"]
-    done = subprocess.run(
-        [*enter, "ip", "-batch", "-"],
-        env={**os.environ, "PATH": DAEMON_PATH},
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if done.returncode:
-        raise ClusterError(f"ip failed: {done.stderr.strip()}")
-
-
-def _wait(condition: Callable[[], bool], seconds: float, message: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"after {seconds:g} s {message()}")
-        time.sleep(0.03)
-
-
-def _mkdir(path: Path, mode: int) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(mode)  # mkdir's own mode is subject to the caller's umask
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o644)
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "(no message)"
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Let one process at a time build or remove this instance."""
+        doing = f"another process is building or removing instance {self.instance}"
+        return locked(str(self.state_dir), 120, doing)

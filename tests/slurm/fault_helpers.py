@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 from cluster_slurm import ClusterError
-from run_helpers import MARK, WORKLOADS, Place, Result, environ_of
+from run_helpers import MARK, WORKLOADS, Place, Result, environ_of, poll
 
 import batchlet
 
@@ -68,11 +68,12 @@ class Running:
 
     def wait_for(self, text: str, seconds: float = 30) -> None:
         """Wait until this is printed, or the program has ended."""
-        deadline = time.monotonic() + seconds
-        while text not in self.stdout and text not in self.stderr and self.process.poll() is None:
-            if time.monotonic() > deadline:
-                self._give_up(f"{text!r} was not printed within {seconds} s")
-            time.sleep(0.02)
+
+        def printed_or_over() -> bool:
+            return text in self.stdout or text in self.stderr or self.process.poll() is not None
+
+        if not poll(printed_or_over, seconds, 0.02):
+            self._give_up(f"{text!r} was not printed within {seconds} s")
         self.struck = time.monotonic()
 
     def rank(self, number: int) -> psutil.Process:
@@ -88,14 +89,14 @@ class Running:
         tops = []
         for process in mine.values():
             with contextlib.suppress(psutil.Error):
-                # The host of a node's workers has its own rank's variables, and may outlive it.
+                # The agent of a node has its own rank's variables, and may outlive it.
                 if process.ppid() not in mine and process.ppid() != 1:
                     tops.append(process)
         assert len(tops) == 1, f"rank {number}: {tops}"
         return tops[0]
 
     def host(self, rank: int) -> psutil.Process:
-        """The host of the workers of a rank's node."""
+        """The agent of a rank's node."""
         node, hosts = self.node(rank), []
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
@@ -104,7 +105,7 @@ class Running:
         pids = {process.pid for process in hosts}
         # Its fork server and the workers have the same command line.
         tops = [process for process in hosts if process.ppid() not in pids]
-        assert len(tops) == 1, f"host of rank {rank}: {tops}"
+        assert len(tops) == 1, f"agent of rank {rank}: {tops}"
         return tops[0]
 
     def scheduler(self) -> psutil.Process:
@@ -128,16 +129,15 @@ class Running:
 
     def wait_for_rank(self, number: int, seconds: float = 20) -> None:
         """Wait until a rank has been started."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
+
+        def started() -> bool:
+            with contextlib.suppress(AssertionError):
                 self.rank(number)
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
+                return True
+            return False
+
+        poll(started, seconds)
+        self.rank(number)
 
     @property
     def job(self) -> str:

@@ -91,7 +91,7 @@ def names(place: Place, count: int) -> list[str]:
 
 @pytest.mark.parametrize("nodes", [2, 4])
 @HOW
-def test_workers_on_all_nodes(place: Place, how, nodes: int) -> None:
+def test_python_alone_computes_on_all_nodes_and_leaves_no_step(place: Place, how, nodes: int) -> None:
     """`python app.py` without srun computes on the workers of all nodes, ends with 0, and leaves no step."""
     script = f"python {place.script(NODES)}; code=$?; {STEPS_LEFT}; exit $code"
     result = how(place, f"-N{nodes}", f"-n{2 * nodes}", "--ntasks-per-node=2", script=script)
@@ -107,7 +107,7 @@ def test_workers_on_all_nodes(place: Place, how, nodes: int) -> None:
     assert f"{nodes} ranks on {nodes} nodes" in errors(result)[0], str(result)
 
 
-def test_flight_delays(place: Place) -> None:
+def test_the_example_flight_delays_is_right_without_srun(place: Place) -> None:
     """The example runs in a batch script without srun, and is right."""
     script = REPOSITORY / "slurm_examples" / "flight_delays.py"
     result = in_batch(place, "-N2", "-n6", script=f"python {script} --check\n{STEPS_LEFT}", timeout=150)
@@ -118,7 +118,7 @@ def test_flight_delays(place: Place) -> None:
 
 
 @HOW
-def test_one_node(place: Place, how) -> None:
+def test_the_workers_of_one_node_are_there_and_not_with_the_script(place: Place, how) -> None:
     """An allocation of one node works too, with its workers there and not where the script happens to run."""
     result = how(place, "-N1", "-n4", script=f"python {place.script(NODES)}")
     assert result.rc == 0, str(result)
@@ -140,7 +140,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_end(place: Place, end: str) -> None:
+def test_however_the_script_ends_its_exit_code_is_the_truth_and_no_step_is_left(place: Place, end: str) -> None:
     """However the script ends, busy workers or not: its exit code is the truth, and within 15 s no step is left."""
     how, fate, rc = ENDS[end]
     script = f'python {place.script(FATE)} "{fate}"; code=$?; {STEPS_LEFT}; exit $code'
@@ -158,7 +158,7 @@ def test_end(place: Place, end: str) -> None:
         assert output.count("batchlet: error: ") == 1, str(result)
 
 
-def test_prints_of_tasks(place: Place) -> None:
+def test_what_tasks_print_reaches_the_output_once_and_whole(place: Place) -> None:
     """What tasks print reaches the output of the script, each line once and whole, also without flushing."""
     script = """
         from batchlet import BatchletRunner
@@ -177,7 +177,7 @@ def test_prints_of_tasks(place: Place) -> None:
     assert sorted(result.stdout.splitlines()) == sorted(f"task {number} speaks" for number in range(20)), str(result)
 
 
-def test_asynchronous(place: Place) -> None:
+def test_async_with_works_in_an_allocation(place: Place) -> None:
     """`async with` works in an allocation."""
     workload = REPOSITORY / "tests" / "slurm" / "workloads" / "asynchronous.py"
     result = in_salloc(place, "-N2", "-n4", script=f"python {workload}")
@@ -203,7 +203,7 @@ LEFT = 'runner.__exit__(None, None, None)\nprint("status", runner.status.name)\n
 
 @pytest.mark.parametrize("interactive", [True, False], ids=["typed", "piped"])
 @pytest.mark.parametrize("leaves", [True, False], ids=["left", "left open"])
-def test_notebook(place: Place, interactive: bool, leaves: bool) -> None:
+def test_the_cluster_of_a_session_is_gone_with_the_session(place: Place, interactive: bool, leaves: bool) -> None:
     """In a session the cluster is there from statement to statement, and gone with the session even if not left."""
     command = "python -i -q" if interactive else "python"
     script = f"{command}; code=$?; {STEPS_LEFT}; exit $code"
@@ -226,7 +226,7 @@ def assert_said_once(result: Result, *fragments: str, rc: int = 2) -> None:
         assert fragment in found[0], f"{fragment!r} is missing: {found[0]}"
 
 
-def test_srun_is_missing(place: Place) -> None:
+def test_a_missing_srun_is_one_sentence(place: Place) -> None:
     """Where srun is not on the PATH, one sentence says so, and what can be done."""
     path = Path(sys.executable).parent
     assert shutil.which("srun", path=str(path)) is None
@@ -236,7 +236,7 @@ def test_srun_is_missing(place: Place) -> None:
     assert "RESULT" not in result.stdout
 
 
-def test_allocation_that_is_over(place: Place) -> None:
+def test_an_allocation_that_is_over_is_said(place: Place) -> None:
     """In a shell whose allocation has ended, srun's own message and one sentence say that no step can be started."""
     variables = place.run("salloc", "-N2", "-n4", "env", timeout=20).stdout.splitlines()
     stale = dict(line.split("=", 1) for line in variables if line.startswith("SLURM_"))
@@ -245,7 +245,7 @@ def test_allocation_that_is_over(place: Place) -> None:
     assert "srun: error: " in result.stderr, str(result)
 
 
-def test_mistakes_are_said(place: Place) -> None:
+def test_mistakes_are_said_once(place: Place) -> None:
     """What is refused is said, once, also here: a use without `with`, a script that is not there, too many workers."""
     used = place.script("from batchlet import BatchletRunner\nBatchletRunner().n_workers\n")
     result = in_salloc(place, "-N2", "-n4", script=f"python {used}")
@@ -254,7 +254,7 @@ def test_mistakes_are_said(place: Place) -> None:
     assert_said_once(result, "There is no script 'no_such_script.py'")
 
 
-def test_too_much_is_refused(place: Place) -> None:
+def test_more_workers_than_cpus_are_refused_in_one_sentence(place: Place) -> None:
     """More workers than CPUs are refused in the same one sentence as under srun, without any insides."""
     env = "BATCHLET_DASK_CLUSTER__WORKERS_PER_NODE=50"
     result = in_salloc(place, "-N2", "-n4", script=f"{env} python {place.script(NODES)}")
@@ -263,7 +263,7 @@ def test_too_much_is_refused(place: Place) -> None:
     assert others == [], str(result)
 
 
-def test_unmodified_script(place: Place) -> None:
+def test_an_unmodified_script_finds_the_cluster_on_all_nodes(place: Place) -> None:
     """`python -m batchlet` works here too: `Client()` finds the cluster on all nodes."""
     script = """
         import socket

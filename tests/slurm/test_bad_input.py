@@ -67,14 +67,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, str], Sequence[str]]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_refused(srun: Run, case: str) -> None:
+def test_a_value_that_cannot_be_is_refused_with_what_is_possible(srun: Run, case: str) -> None:
     """A value that cannot be is refused with what was found and what is possible."""
     options, env, fragments = SETTINGS[case]
     result = srun("-N1", "-n4", script=PLAIN, argv=[json.dumps(options)], env=env)
     assert_refused(result, *fragments)
 
 
-def test_more_than_one_of_the_nodes_has(srun: Run) -> None:
+def test_what_does_not_fit_one_of_the_nodes_is_refused_on_all(srun: Run) -> None:
     """What fits one node and not the other is refused on all of them, with the sum of the one that it does not fit."""
     # Four ranks on the first node, of which two work, and one on the second.
     result = srun("-N2", "-n5", "--distribution=plane=4", script=PLAIN, argv=['{"workers_per_node": 2}'])
@@ -85,13 +85,13 @@ def test_more_than_one_of_the_nodes_has(srun: Run) -> None:
     ("variable", "value"),
     [("SLURM_PROCID", "abc"), ("SLURM_PROCID", ""), ("SLURM_GTIDS", "0,x"), ("SLURM_STEP_NUM_TASKS", "0")],
 )
-def test_malformed_launcher_variable(srun: Run, variable: str, value: str) -> None:
+def test_a_malformed_launcher_variable_is_named(srun: Run, variable: str, value: str) -> None:
     """A variable of Slurm's that is malformed is named, with its value."""
     result = srun("-N2", "-n4", prefix=["env", f"{variable}={value}"], script=PLAIN)
     assert_refused(result, f"{variable}={value!r}")
 
 
-def test_directory_of_somebody_else(srun: Run, place: Place) -> None:
+def test_a_directory_of_somebody_else_is_named_with_the_option_that_helps(srun: Run, place: Place) -> None:
     """A working directory that the user cannot write is named, with the option that helps."""
     os.chown(place.cwd, 65534, 65534)
     result = srun("-N2", "-n4", prefix=WITHOUT_ROOTS_POWERS, script=PLAIN)
@@ -99,7 +99,7 @@ def test_directory_of_somebody_else(srun: Run, place: Place) -> None:
 
 
 @pytest.mark.parametrize("part", ["worker", "scheduler"])
-def test_option_that_dask_refuses(srun: Run, part: str) -> None:
+def test_an_option_that_dask_refuses_is_named(srun: Run, part: str) -> None:
     """What Dask itself refuses ends the run at once, with one message: which option, and where it was given."""
     result = srun("-n3", script=PLAIN, argv=[json.dumps({f"{part}_options": {"no_such_option": 1}})])
     assert result.rc == 2, str(result)
@@ -113,7 +113,7 @@ def test_option_that_dask_refuses(srun: Run, part: str) -> None:
 
 
 @pytest.mark.parametrize("use", ["Client(runner)", "runner.n_workers"])
-def test_used_without_with(srun: Run, use: str) -> None:
+def test_a_runner_that_was_not_entered_says_so(srun: Run, use: str) -> None:
     """A runner that was not entered says so and does not hang."""
     script = textwrap.dedent(
         f"""
@@ -128,7 +128,7 @@ def test_used_without_with(srun: Run, use: str) -> None:
     assert_refused(srun("-N2", "-n3", script=script), "`with BatchletRunner() as runner")
 
 
-def test_batch_script_without_srun(place: Place) -> None:
+def test_a_batch_script_without_srun_does_not_hang(place: Place) -> None:
     """`python app.py` in a batch script, without srun, does not hang: the block runs once."""
     job = BatchJob(place, "-N2", "-n4", script=f"#!/bin/sh\npython {PLAIN}\n").wait(SECONDS)
     assert job.rc == 0, str(job)

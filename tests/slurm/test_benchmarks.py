@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ TABLES = {
 
 
 @pytest.mark.timeout(180)
-def test_comparison(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_quick_comparison_fills_every_table(cluster: SlurmCluster, tmp_path: Path) -> None:
     """A quick comparison on the cluster that is up: every table has a row for each tool, with figures above 0."""
     files = ["--json", str(tmp_path / "found.json"), "--svg", str(tmp_path / "ready.svg")]
     result = benchmark("compare.py", "--quick", "--instance", str(cluster.instance), *files)
@@ -86,7 +87,44 @@ def test_comparison(cluster: SlurmCluster, tmp_path: Path) -> None:
     assert again.stdout == result.stdout, str(again)
 
 
-def test_run_that_hangs(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(180)
+def test_a_commit_is_compared_with_the_working_tree(cluster: SlurmCluster) -> None:
+    """Both are run, every figure is above 0 and has its ratio, and the worktree of the other commit is gone."""
+    before = worktrees()
+    if before is None:
+        pytest.skip("not a checkout, or no git")
+    sizes = ["--ranks", "4", "8", "--runs", "1", "--memory-at", "8"]
+    result = benchmark("before_after.py", "HEAD", *sizes, "--quick", "--instance", str(cluster.instance))
+    assert result.rc == 0, str(result)
+    found = rows(result.stdout, "the two in turn")
+    assert len(found) == 2 * len(("ready", "end")) + len(("idle", "used")), str(result)
+    assert all(len(cells) == 3 and min(map(float, cells)) > 0 for cells in found.values()), str(result)
+    # Others may make and remove theirs meanwhile.
+    assert not [path for path in (worktrees() or set()) - before if "before-" in path]
+
+
+def test_an_unknown_commit_is_said_at_once() -> None:
+    """Nothing is started for a commit that there is not."""
+    if worktrees() is None:
+        pytest.skip("not a checkout, or no git")
+    result = benchmark("before_after.py", "no-such-commit", timeout=30)
+    assert result.rc == 1, str(result)
+    assert "no worktree of no-such-commit" in result.stderr, str(result)
+
+
+def worktrees() -> set[str] | None:
+    """The checkouts of this repository; None where it is none."""
+    if shutil.which("git") is None:
+        return None
+    shown = subprocess.run(
+        ["git", "worktree", "list", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    return set(re.findall(r"^worktree (.*)", shown.stdout, re.MULTILINE)) if shown.returncode == 0 else None
+
+
+def test_a_run_that_hangs_is_a_failure_and_nothing_is_left(
+    cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that takes too long is a failure that says so, and nothing of it is left, neither process nor job."""
     marks: list[str] = []
     end = _processes.end
@@ -102,7 +140,7 @@ def test_run_that_hangs(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     assert mark not in jobs.stdout.split()
 
 
-def test_tls(cluster: SlurmCluster) -> None:
+def test_what_tls_costs_has_a_row_for_each_figure(cluster: SlurmCluster) -> None:
     """What TLS costs: a row for each figure, above 0."""
     result = benchmark("tls.py", "--quick", "--repeats=1", "--modes", "local")
     assert result.rc == 0, str(result)
@@ -111,7 +149,7 @@ def test_tls(cluster: SlurmCluster) -> None:
     assert all(float(cell) > 0 for cells in found.values() for cell in cells[:3]), str(result)
 
 
-def test_arithmetic() -> None:
+def test_slope_spread_and_plot_are_right() -> None:
     """The slope is that of the least-squares line, the spread is the least and the greatest, a plot is well-formed."""
     assert _numbers.slope([(2, 1.0), (6, 3.0), (14, 7.0)]) == pytest.approx(0.5)
     assert _numbers.slope([(2, 1.0)]) is None

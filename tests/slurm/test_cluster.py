@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster_slurm import MARKER, SlurmCluster
-from run_helpers import Place, reserved_instance
+from run_helpers import Place, eventually, reserved_instance
 
 pytestmark = pytest.mark.slurm
 
@@ -28,7 +27,7 @@ def processes_of(cluster: SlurmCluster) -> list[psutil.Process]:
     return found
 
 
-def test_after_a_crash(cluster: SlurmCluster) -> None:
+def test_a_cluster_comes_up_after_a_crash_and_leaves_nothing(cluster: SlurmCluster) -> None:
     """A cluster whose controller was killed comes up again, without the old job; taken down, nothing of it is left."""
     with reserved_instance() as instance:
         assert instance != cluster.instance
@@ -49,10 +48,7 @@ def test_after_a_crash(cluster: SlurmCluster) -> None:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            deadline = time.monotonic() + 10
-            while len(list(place.cwd.iterdir())) < 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert len(list(place.cwd.iterdir())) == 2, "the job did not start"
+            eventually(lambda: len(list(place.cwd.iterdir())) == 2, 10, "the job did not start")
             os.kill(int((other.state_dir / "slurmctld.pid").read_text()), signal.SIGKILL)
             srun.kill()
             srun.wait()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, NOTE_RC, SLACK, Fault, Running, check, link_cut, run_fault
-from run_helpers import Place, Result, unavailable
+from run_helpers import Place, Result, eventually, unavailable
 
 pytestmark = pytest.mark.slurm
 
@@ -36,7 +36,7 @@ def finish(running: Running, patterns: list[str], prints: list[str]) -> None:
     running.assert_nothing_left(result)
 
 
-def test_link_of_a_worker_node_cut(place: Place) -> None:
+def test_workers_that_are_cut_off_are_lost_and_the_run_goes_on(place: Place) -> None:
     """Workers whose node is cut off are lost, and the run goes on at once; they end by themselves."""
     running = start(place, "-N2 -n6 --ntasks-per-node=3", "works-on")
     try:
@@ -49,9 +49,8 @@ def test_link_of_a_worker_node_cut(place: Place) -> None:
             running.wait_for("after the block", SLACK)
             _, alive = psutil.wait_procs(lost, timeout=PEER + SLACK)
             assert not alive, f"still there: {alive}\n{running.stdout}{running.stderr}"
-        noted, deadline = place.base / "rc-1", time.monotonic() + SLACK
-        while not noted.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        noted = place.base / "rc-1"
+        eventually(noted.exists, SLACK, "the client's exit code was not noted")
         assert noted.read_text() == "0\n"
         finish(
             running,
@@ -62,7 +61,7 @@ def test_link_of_a_worker_node_cut(place: Place) -> None:
         running.end()
 
 
-def test_link_of_the_schedulers_node_cut(place: Place) -> None:
+def test_a_scheduler_that_is_cut_off_ends_the_run_on_both_sides(place: Place) -> None:
     """When the scheduler is cut off from the client, the client is told and all ends, on both sides."""
     running = start(place, "-N2 -n4 --distribution=cyclic", "waits")
     try:
@@ -97,7 +96,7 @@ MEMORY = {
 
 
 @pytest.mark.parametrize("case", MEMORY)
-def test_out_of_memory(place: Place, cluster: SlurmCluster, case: str) -> None:
+def test_a_head_process_without_memory_ends_the_run(place: Place, cluster: SlurmCluster, case: str) -> None:
     """A head process without memory ends the run, and Slurm says why."""
     if not cluster.memory_enforced:
         unavailable("memory limits are not enforced by the control groups of this machine")

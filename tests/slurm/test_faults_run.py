@@ -52,7 +52,7 @@ def strike_scheduler(number: int):
 
 
 def strike_host_and_go_on(running: Running) -> None:
-    """Kill the host of rank 0's node, which has started the scheduler, then let the client go on."""
+    """Kill the agent of rank 0's node, which has started the scheduler, then let the client go on."""
     running.host(2).kill()
     running.wait_for("the run goes on")
     running.go_on()
@@ -133,8 +133,8 @@ SCHEDULER_PROCESS = {
         "It may also be ended by what the user's code does there.",
         "scheduler-exits", 81, [r"^batchlet: error: The scheduler, a process of rank 0 on node \S+, ended with exit code 5"],
     ),
-    "the host dies": Fault(
-        "The scheduler outlives the host of its node.",
+    "the agent dies": Fault(
+        "The scheduler outlives the agent of its node.",
         "works-on", 0, [r"died and 2 workers with it; the run goes on with 4$", DONE], ["sum 190", "after the block"],
         srun="-N2 -n8 --ntasks-per-node=4", act=strike_host_and_go_on, within=10,
     ),
@@ -194,32 +194,32 @@ HOST = {
 
 
 @pytest.mark.parametrize("case", CLIENT)
-def test_client(place: Place, case: str) -> None:
+def test_whatever_becomes_of_the_client_its_exit_code_counts(place: Place, case: str) -> None:
     """Whatever becomes of the user's code, the others end and the exit code is the client's."""
     run_fault(place, CLIENT[case])
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["in rank 0", "in its own process"])
 @pytest.mark.parametrize("case", SCHEDULER)
-def test_scheduler(place: Place, case: str, own: bool) -> None:
+def test_a_scheduler_that_is_dead_or_stands_still_ends_the_run(place: Place, case: str, own: bool) -> None:
     """A scheduler that is dead or stands still ends the run, a busy one does not."""
     fault = SCHEDULER[case]
     run_fault(place, replace(fault, env={**fault.env, **(DASK_FIRST if own else {})}))
 
 
 @pytest.mark.parametrize("case", SCHEDULER_PROCESS)
-def test_process_of_the_scheduler(place: Place, case: str) -> None:
+def test_rank_0_says_what_became_of_the_schedulers_process(place: Place, case: str) -> None:
     """Where the scheduler has a process of its own, rank 0 says what has become of it."""
     run_fault(place, SCHEDULER_PROCESS[case])
 
 
 @pytest.mark.parametrize("case", WORKER)
-def test_worker(place: Place, case: str) -> None:
+def test_a_worker_process_that_dies_costs_its_own_work_only(place: Place, case: str) -> None:
     """A worker process that dies costs its own work only."""
     run_fault(place, WORKER[case])
 
 
 @pytest.mark.parametrize("case", HOST)
-def test_worker_host(place: Place, case: str) -> None:
+def test_a_worker_rank_that_dies_costs_its_workers_only(place: Place, case: str) -> None:
     """A worker rank that dies costs its workers only, as long as enough are left."""
     run_fault(place, HOST[case])

@@ -89,7 +89,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("case", SIGNALS)
-def test_signal(place: Place, case: str) -> None:
+def test_a_signal_to_any_part_ends_all_of_the_run(place: Place, case: str) -> None:
     """A signal to any part of the run ends all of it, the client first."""
     run_fault(place, SIGNALS[case])
 
@@ -146,6 +146,6 @@ ALLOCATIONS = {
 
 
 @pytest.mark.parametrize("case", ALLOCATIONS)
-def test_allocation(place: Place, case: str) -> None:
+def test_an_allocation_ends_as_well_as_a_run_under_srun(place: Place, case: str) -> None:
     """`python script.py` in an allocation ends as well as under srun, and so does the step that it has started."""
     in_allocation(place, ALLOCATIONS[case])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, Fault, Running, check, in_node, options, run_fault
-from run_helpers import Place
+from run_helpers import Place, eventually
 
 pytestmark = pytest.mark.slurm
 
@@ -103,12 +103,12 @@ RANKS = {
 
 
 @pytest.mark.parametrize("case", RANKS)
-def test_ranks(place: Place, case: str) -> None:
+def test_every_rank_that_does_not_come_is_named_at_the_deadline(place: Place, case: str) -> None:
     """Every rank that does not come is named at the deadline, and one that is only late is waited for."""
     run_fault(place, RANKS[case])
 
 
-def test_directory_that_is_not_shared(place: Place, cluster: SlurmCluster) -> None:
+def test_a_directory_that_is_not_shared_is_said_at_the_deadline(place: Place, cluster: SlurmCluster) -> None:
     """A rendezvous directory that each node has for itself is named, and nothing is left in it."""
     local = str(cluster.node_local / "meet")
     fault = Fault(
@@ -132,7 +132,7 @@ def full_disk(node: str, where: Path) -> Iterator[None]:
         in_node(node, "umount", str(where))
 
 
-def test_full_disk(place: Place, cluster: SlurmCluster) -> None:
+def test_a_full_disk_is_refused_by_rank_0(place: Place, cluster: SlurmCluster) -> None:
     """A rendezvous directory without room for the record is refused by rank 0; the others wait for it till the deadline."""
     where = place.base / "full"
     where.mkdir()
@@ -150,7 +150,7 @@ def test_full_disk(place: Place, cluster: SlurmCluster) -> None:
 SHIM = 'test "$SLURM_PROCID" != 3 || export PYTHONPATH=../shim; exec "$@"'
 
 
-def test_versions_differ(place: Place) -> None:
+def test_a_rank_with_another_version_is_refused_with_both_versions(place: Place) -> None:
     """A rank with another version of Dask is refused, with both versions."""
     shim = place.base / "shim" / "dask-1.2.3.dist-info"
     shim.mkdir(parents=True)
@@ -161,12 +161,12 @@ def test_versions_differ(place: Place) -> None:
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["of another run", "of the same name"])
-def test_stale_record(place: Place, same: bool) -> None:
+def test_a_stale_record_is_not_believed(place: Place, same: bool) -> None:
     """A record that is in the way, left by a run that was killed before it could tidy up, is not believed."""
     # Some record, of a run that was killed: rank 0 has written it and nobody has met it.
     first = Running(place, "srun", "-n3", sys.executable, str(FAULTS), "late", "2", "60")
     try:
-        wait_until(lambda: list(place.cwd.glob(".batchlet/*.json")), 20)
+        eventually(lambda: list(place.cwd.glob(".batchlet/*.json")), 20)
         (path,) = place.cwd.glob(".batchlet/*.json")
         text, name = path.read_text(), path.name
         first.signal(signal.SIGKILL, 0, 1, 2)
@@ -195,19 +195,19 @@ def test_stale_record(place: Place, same: bool) -> None:
     second.assert_nothing_left(result)
 
 
-def test_requeued_job(place: Place) -> None:
+def test_a_requeued_job_meets_anew(place: Place) -> None:
     """A job that is killed and requeued meets anew, and works."""
     script = place.base / "job.sh"
     script.write_text(f"#!/bin/sh\nexec srun {sys.executable} {FAULTS} works-on >> ../out-$SLURM_RESTART_COUNT 2>&1\n")
     submit = ["sbatch", "--parsable", "--requeue", "-n4", "-o", "/dev/null", str(script)]
     job = place.run_only(*submit, timeout=20).stdout.strip()
     try:
-        wait_until(lambda: "strike" in read(place.base / "out-"), 20)
+        eventually(lambda: "strike" in read(place.base / "out-"), 20)
         stopped = place.run_only("scontrol", "requeue", job, timeout=20)
         assert stopped.rc == 0, str(stopped)
         (place.base / "go-on").touch()
-        wait_until(lambda: "after the block" in read(place.base / "out-1"), 50)
-        wait_until(lambda: job not in place.run_only("squeue", "-h", "-o", "%A", timeout=20).stdout.split(), 20)
+        eventually(lambda: "after the block" in read(place.base / "out-1"), 50)
+        eventually(lambda: job not in place.run_only("squeue", "-h", "-o", "%A", timeout=20).stdout.split(), 20)
     finally:
         place.run_only("scancel", job, timeout=20)
     assert "sum 190" in read(place.base / "out-1")
@@ -217,11 +217,3 @@ def test_requeued_job(place: Place) -> None:
 def read(path: Path) -> str:
     """What is in a file, if there is one."""
     return path.read_text() if path.exists() else ""
-
-
-def wait_until(condition, seconds: float) -> None:
-    """Wait for something that must happen in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)

@@ -56,7 +56,7 @@ def messages(result: Result) -> list[str]:
 
 
 @pytest.mark.parametrize("script", [WITH_CLIENT, ONLY_COMPUTE], ids=["Client()", "only .compute()"])
-def test_unmodified_script(place: Place, script: str) -> None:
+def test_an_unmodified_script_runs_once_and_only_the_client_imports_its_modules(place: Place, script: str) -> None:
     """An unmodified script uses the cluster; it runs once, and at the start only the client imports its modules."""
     (place.base / "noting.py").write_text(NOTING)
     result = under_srun(place, place.script(script), srun="-N2 -n8")
@@ -75,7 +75,7 @@ print("double", Client().submit(beside.double, 21).result(timeout=30))
 
 
 @pytest.mark.parametrize("launcher", ["srun -N2 -n4", "salloc -N2 -n4"])
-def test_module_beside_the_script(place: Place, launcher: str) -> None:
+def test_tasks_can_use_a_module_beside_the_script(place: Place, launcher: str) -> None:
     """Tasks can use a module that lies beside the script, wherever the run was started, as with `srun python script.py`."""
     (place.base / "beside.py").write_text("def double(number):\n    return 2 * number\n")
     result = place.run(*launcher.split(), "python", "-m", "batchlet", place.script(USES_MODULE), timeout=90)
@@ -96,7 +96,7 @@ sys.exit(int(how) if how.isdigit() else how)
 
 
 @pytest.mark.parametrize(("how", "rc"), [("3", 3), ("a last word", 1), ("error", 1), ("interrupt", 130)])
-def test_exit_codes(place: Place, how: str, rc: int) -> None:
+def test_the_exit_code_is_the_scripts_and_its_last_words_are_said_once(place: Place, how: str, rc: int) -> None:
     """The exit code is the script's, and what it says at the end is said once, without any frame of ours."""
     script = place.script(ENDS)
     result = under_srun(place, script, how, "--mine=1")
@@ -114,7 +114,7 @@ def test_exit_codes(place: Place, how: str, rc: int) -> None:
         ], str(result)
 
 
-def test_module_and_code(place: Place) -> None:
+def test_module_and_code_run_on_the_client_alone(place: Place) -> None:
     """`-m module` and `-c code` run as with python, with their arguments, on the client alone."""
     (place.cwd / "mine.py").write_text(
         "import sys\nfrom dask.distributed import Client\n"
@@ -139,7 +139,7 @@ print(Client().submit(sum, [1, 2]).result())
 """
 
 
-def test_runner_inside_joins(place: Place) -> None:
+def test_a_runner_inside_is_the_same_run(place: Place) -> None:
     """A `BatchletRunner()` inside the script is the same run, which lasts as long as the script; so flags have effect."""
     result = under_srun(place, "--workers-per-node=2", "--threads-per-worker", "1", place.script(JOINS), srun="-n4 -c2")
     assert result.rc == 0, str(result)
@@ -148,7 +148,7 @@ def test_runner_inside_joins(place: Place) -> None:
     assert "2 workers x 1 thread x " in messages(result)[0], str(result)
 
 
-def test_flag_changes_the_cluster(place: Place) -> None:
+def test_a_flag_gives_two_workers_on_each_node(place: Place) -> None:
     """`--workers-per-node=2` gives two workers on each node, of which one rank alone would host one."""
     code = "from dask.distributed import Client; print(len(Client().nthreads()))"
     result = under_srun(place, "--workers-per-node=2", "-c", code, srun="-n3 -c2")
@@ -165,7 +165,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(place: Place, case: str) -> None:
+def test_a_mistake_on_the_command_line_is_said_once_for_all_ranks(place: Place, case: str) -> None:
     """A mistake on the command line is said once for all ranks, with exit code 2, at once."""
     args, fragment = REFUSED[case]
     result = under_srun(place, *args)
@@ -215,7 +215,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shape(srun: Run, shape: str) -> None:
+def test_every_shape_of_launch_works_within_what_each_node_has(srun: Run, shape: str) -> None:
     """Every shape of launch works, uses the CPUs it may use, and keeps each node's workers within what the node has."""
     args, options, cpus, mib, names, least = SHAPES[shape]
     result = srun(*args.split(), script=LIMITS, argv=[json.dumps(options)], timeout=90)
@@ -242,7 +242,7 @@ def test_shape(srun: Run, shape: str) -> None:
         assert f" on {nodes} node{'s' if nodes > 1 else ''}, {len(names)} workers" in messages(result)[0], str(result)
 
 
-def test_nobody_to_work(srun: Run) -> None:
+def test_a_launch_in_which_nobody_may_work_is_refused(srun: Run) -> None:
     """Two ranks of which none may host workers are refused as what has to be changed: exit code 2, and what to type."""
     result = srun("-n2", script=LIMITS, argv=['{"colocate": false}'])
     assert result.rc == 2, str(result)
@@ -250,7 +250,7 @@ def test_nobody_to_work(srun: Run) -> None:
     assert "colocate" in messages(result)[0], str(result)
 
 
-def test_script_of_another_directory(place: Place) -> None:
+def test_workers_find_a_module_beside_a_script_of_another_directory(place: Place) -> None:
     """The workers of co-located head ranks and of a local cluster find a module beside the script, too."""
     folder = Path(place.base / "elsewhere")
     folder.mkdir()

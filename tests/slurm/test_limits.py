@@ -107,7 +107,7 @@ def shape_of(report: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_shape(srun: Run, name: str) -> None:
+def test_workers_get_no_more_than_their_node_grants_and_at_least_most_of_it(srun: Run, name: str) -> None:
     """The workers of a node get no more than it grants, at least 90 % of what they may, and exactly what is expected."""
     shape = SHAPES[name]
     result = srun(*shape.args.split(), script=SCRIPT, argv=[json.dumps(shape.options)], env=shape.env)
@@ -117,7 +117,7 @@ def test_shape(srun: Run, name: str) -> None:
     assert sorted(shape_of(report).values()) == sorted(workers for workers in shape.expected if workers)
 
 
-def test_step_smaller_than_its_job(place: Place) -> None:
+def test_a_step_smaller_than_its_job_shares_out_its_part(place: Place) -> None:
     """A step that has a part of its job's CPUs and memory shares out that part."""
     step = f"srun --exact -N1 -n4 -c1 --mem=1G python {SCRIPT}"
     result = place.run("salloc", "-N2", "-n12", "--mem=3G", "sh", "-c", step)

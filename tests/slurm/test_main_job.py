@@ -55,7 +55,7 @@ def assert_two_lines(result: Result, ranks: int, nodes: int) -> None:
     assert end[1] == str(ranks - 2)
 
 
-def test_flight_delays(srun: Run) -> None:
+def test_the_example_flight_delays_equals_pandas(srun: Run) -> None:
     """The example equals pandas, and at most three lines of output are not its own."""
     result = srun("-N2", "-n12", script=EXAMPLES / "flight_delays.py", argv=["--check"], timeout=90)
 
@@ -66,7 +66,7 @@ def test_flight_delays(srun: Run) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["without a guard", "with a guard"])
-def test_everything(srun: Run, guard: bool) -> None:
+def test_all_of_dask_that_the_workload_uses_works(srun: Run, guard: bool) -> None:
     """All of Dask that the workload uses works, with and without a main guard, and the script's top runs once a rank."""
     ranks = 5 if guard else 12
     script = WORKLOADS / "everything.py"
@@ -82,7 +82,7 @@ def test_everything(srun: Run, guard: bool) -> None:
     assert_two_lines(result, ranks, 2)
 
 
-def test_asynchronous(srun: Run, place: Place) -> None:
+def test_async_with_does_the_same_and_leaves_nothing(srun: Run, place: Place) -> None:
     """`async with` does the same in the user's event loop; and not even an empty directory is left in TMPDIR."""
     result = srun("-N2", "-n4", script=WORKLOADS / "asynchronous.py")
 
@@ -93,7 +93,7 @@ def test_asynchronous(srun: Run, place: Place) -> None:
     assert list(place.tmp.iterdir()) == []
 
 
-def test_exit_codes(srun: Run) -> None:
+def test_the_exit_code_is_what_the_users_code_ended_with(srun: Run) -> None:
     """The exit code is what the user's code ended with: 1 and only its own traceback for an exception, 3 for exit(3)."""
     raising = "from batchlet import BatchletRunner\nwith BatchletRunner():\n    {}\n"
     result = srun("-n3", script=raising.format("raise ValueError('of the user')"))
@@ -107,7 +107,7 @@ def test_exit_codes(srun: Run) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_long_temporary_directory(srun: Run, place: Place) -> None:
+def test_a_long_temporary_directory_is_no_obstacle(srun: Run, place: Place) -> None:
     """A TMPDIR with a long name, as sites have, is no obstacle (sockets in it have at most 107 characters)."""
     long = place.tmp / ("x" * 80)
     long.mkdir()
@@ -124,7 +124,7 @@ def test_long_temporary_directory(srun: Run, place: Place) -> None:
     assert list(long.glob("batchlet-*")) == []
 
 
-def test_sbatch_examples_side_by_side(place: Place) -> None:
+def test_the_sbatch_examples_run_side_by_side(place: Place) -> None:
     """The examples run as they are with sbatch, two jobs from the same directory at the same time."""
     for path in EXAMPLES.iterdir():
         if path.is_file():
@@ -142,7 +142,7 @@ def test_sbatch_examples_side_by_side(place: Place) -> None:
     place.assert_nothing_left(before)
 
 
-def test_two_steps_at_the_same_time(place: Place) -> None:
+def test_two_steps_at_the_same_time_are_two_clusters(place: Place) -> None:
     """Two steps of one job, at the same time and in one directory, are two clusters that do not meet."""
     script = place.script(
         textwrap.dedent(

@@ -29,7 +29,7 @@ with BatchletRunner() as runner:
 
 @pytest.mark.parametrize("share_node", [True, False])
 def test_the_soft_limit_is_raised_for_our_own_processes(srun: Run, share_node: bool) -> None:
-    """A host of 6 workers needs more than 60, as one of 128 needs more than the usual 1,024. The client keeps its own."""
+    """An agent of 6 workers needs more than 60, as one of 128 needs more than the usual 1,024. The client keeps its own."""
     env = {"BATCHLET_DASK_CLUSTER__SHARE_NODE": str(share_node)}
     result = srun("-N1", "-n8", script=FINDS, prefix=open_files("-S", 60), env=env)
     assert result.rc == 0, str(result)

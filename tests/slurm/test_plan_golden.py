@@ -88,7 +88,7 @@ SITUATIONS = {
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_plan(place: Place, cluster: SlurmCluster, situation: str) -> None:
+def test_plan_prints_the_source_of_every_figure(place: Place, cluster: SlurmCluster, situation: str) -> None:
     """`--plan` prints this, with the source of every figure, and leaves nothing behind."""
     command, host = SITUATIONS[situation]
     if situation == "mpirun" and shutil.which("mpirun", path=place.environ["PATH"]) is None:
@@ -99,7 +99,7 @@ def test_plan(place: Place, cluster: SlurmCluster, situation: str) -> None:
     assert_golden(situation, normalised(result.stdout, cluster, host=host))
 
 
-def test_plan_in_a_batch_script(place: Place, cluster: SlurmCluster) -> None:
+def test_plan_in_a_batch_script_prints_this(place: Place, cluster: SlurmCluster) -> None:
     """`--plan` in a batch script prints this."""
     result = in_batch(place, "-N2", "-n6", "--ntasks-per-node=3", "--mem-per-cpu=512M", script=PLAN)
     assert result.rc == 0, str(result)
@@ -113,7 +113,7 @@ sys.stdout.write(str(BatchletRunner().plan) + "\\n")
 """
 
 
-def test_plan_inside_a_run(place: Place, cluster: SlurmCluster) -> None:
+def test_a_script_inside_a_run_can_print_the_plan_of_its_rank(place: Place, cluster: SlurmCluster) -> None:
     """A script that `python -m batchlet` runs can print the plan of its own rank: this."""
     command = ["srun", "-N2", "-n6", "--mem=2G", "python", "-m", "batchlet", place.script(INSIDE)]
     result = place.run(*command, timeout=90)
@@ -121,7 +121,7 @@ def test_plan_inside_a_run(place: Place, cluster: SlurmCluster) -> None:
     assert_golden("inside", normalised(result.stdout, cluster))
 
 
-def test_command_inside_a_run(place: Place, cluster: SlurmCluster) -> None:
+def test_plan_inside_a_run_says_that_it_is_inside(place: Place, cluster: SlurmCluster) -> None:
     """`--plan` asked for inside a run says that this is inside a run, and what runs."""
     script = 'import sys\nfrom batchlet.cli import main\nsys.exit(main(["--plan"]))\n'
     result = place.run("srun", "-N2", "-n6", "--mem=2G", "python", "-m", "batchlet", place.script(script), timeout=90)
@@ -130,7 +130,7 @@ def test_command_inside_a_run(place: Place, cluster: SlurmCluster) -> None:
     assert "worker 2 " in result.stdout, str(result)
 
 
-def test_readme_shows_this(place: Place, cluster: SlurmCluster) -> None:
+def test_the_readme_shows_what_its_command_prints(place: Place, cluster: SlurmCluster) -> None:
     """The README shows what its command prints (up to the second node, which it leaves out)."""
     readme = (REPOSITORY / "README.md").read_text()
     section = readme.split("## What would be started?")[1].split("```console\n")[1].split("```")[0]
@@ -200,7 +200,7 @@ def test_the_plan_is_what_is_started(place: Place, launch: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["srun -n6 --mem=2G", "salloc -N2 -n6 --ntasks-per-node=3 --mem=2G", ""])
-def test_json_says_the_same(place: Place, cluster: SlurmCluster, prefix: str) -> None:
+def test_plan_as_json_says_the_same(place: Place, cluster: SlurmCluster, prefix: str) -> None:
     """`--plan --json` is one document with the figures, the sources and the workers that `--plan` prints."""
     # Slurm may choose others the second time, where the first job is still being tidied up.
     nodes = [f"--nodelist={','.join(cluster.node_names[: 2 if '-N2' in prefix else 1])}"] if prefix else []
@@ -230,7 +230,7 @@ def bytes_of(text: str) -> float:
     return float(number) * {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
 
 
-def test_plan_starts_nothing(place: Place) -> None:
+def test_plan_makes_no_step_and_no_file(place: Place) -> None:
     """`--plan` makes no step and no file: the next step of the job is its first, and the directories are empty."""
     script = f"{PLAN} >/dev/null && ls -A . $TMPDIR && srun -n1 sh -c 'echo step $SLURM_STEP_ID'"
     result = place.run("salloc", "-N2", "-n4", "sh", "-c", script)
@@ -239,7 +239,7 @@ def test_plan_starts_nothing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["srun -N2 -n4", "salloc -N2 -n4"])
-def test_plan_that_does_not_fit(place: Place, launcher: str) -> None:
+def test_a_plan_that_does_not_fit_is_refused(place: Place, launcher: str) -> None:
     """What would be refused, `--plan` refuses: exit code 2 and one sentence, and no plan."""
     result = place.run(*launcher.split(), *PLAN.split(), "--workers-per-node=99")
     assert (result.rc, result.stdout) == (2, ""), str(result)
@@ -247,7 +247,7 @@ def test_plan_that_does_not_fit(place: Place, launcher: str) -> None:
     assert result.errors[0].startswith("batchlet: error: 99 workers need 99 threads on node "), str(result)
 
 
-def test_plan_without_workers(place: Place) -> None:
+def test_plan_refuses_a_launch_without_workers_as_the_run_does(place: Place) -> None:
     """A launch in which nobody may host workers is refused by `--plan` as by the run."""
     result = place.run("srun", "-n2", *PLAN.split(), "--colocate=false")
     assert result.rc == 2, str(result)

@@ -1,4 +1,4 @@
-"""Where the scheduler runs: forked from the host of rank 0's node, as part of rank 0; or in rank 0 itself."""
+"""Where the scheduler runs: forked from the agent of rank 0's node, as part of rank 0; or in rank 0 itself."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ UNLIKE = ("sh", "-c", 'test $SLURM_PROCID != 2 || export ONLY_OF_2=yes; exec "$@
     ("case", "apart"),
     [("below", True), ("above", False), ("nobody shares", False), ("heads alone on their nodes", True)],
 )
-def test_where_the_scheduler_runs(srun: Run, place: Place, case: str, apart: bool) -> None:
+def test_the_scheduler_has_a_process_of_its_own_where_rank_0_has_no_dask(
+    srun: Run, place: Place, case: str, apart: bool
+) -> None:
     """It is of rank 0 wherever it runs; a process of its own where rank 0 has not imported Dask."""
     env = options(share_node=False) if case == "nobody shares" else {}
     shape = ["-N4", "-n4"] if case.startswith("heads") else ["-N2", "-n6", "--ntasks-per-node=3"]
@@ -67,8 +69,8 @@ def test_where_the_scheduler_runs(srun: Run, place: Place, case: str, apart: boo
     assert (found["pid"] != int(found["environ"]["SLURM_TASK_PID"])) is apart
 
 
-def test_rank_0_without_a_host(srun: Run) -> None:
-    """Ranks that come too late to start a host for it keep rank 0 from nothing."""
+def test_rank_0_goes_on_without_an_agent_that_comes_too_late(srun: Run) -> None:
+    """Ranks that come too late to start an agent for it keep rank 0 from nothing."""
     late = ("sh", "-c", 'test $SLURM_PROCID -lt 2 || sleep 6; exec "$@"', "sh")
     result = srun("-n4", script=WHERE.format(above=""), prefix=late)
     assert result.rc == 0, str(result)
@@ -93,7 +95,7 @@ logging:
 """
 
 
-def test_logs_in_a_file(srun: Run, place: Place) -> None:
+def test_logs_go_where_the_users_configuration_sends_them(srun: Run, place: Place) -> None:
     """Dask's logs go where the user's configuration of Dask sends them, of workers and scheduler too."""
     config = place.base / "config"
     config.mkdir()

@@ -22,7 +22,7 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
-def meeting(run_id: str = "run", **other: object) -> CoordinatorRecord:
+def record(run_id: str = "run", **other: object) -> CoordinatorRecord:
     fields = {"nonce": "ab", "node": "n1", "host": "127.0.0.1", "port": 4242, "secret": "5ec2e7"} | other
     return CoordinatorRecord(run_id=run_id, **fields)  # type: ignore[arg-type]
 
@@ -102,8 +102,8 @@ def test_a_record_is_read_as_it_was_written(record):
 
 
 def test_what_rank_0_publishes_the_others_read(place):
-    meet(place).publish(meeting())
-    assert meet(place).wait(soon(1)) == meeting()
+    meet(place).publish(record())
+    assert meet(place).wait(soon(1)) == record()
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -112,7 +112,7 @@ def test_record_and_directory_are_for_the_owner_alone_whatever_the_umask(place, 
     try:
         rendezvous = meet(place)
         rendezvous.check()
-        rendezvous.publish(meeting())
+        rendezvous.publish(record())
     finally:
         os.umask(before)
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
@@ -120,21 +120,21 @@ def test_record_and_directory_are_for_the_owner_alone_whatever_the_umask(place, 
 
 
 def test_the_others_wait_until_the_record_is_there(place):
-    publisher = threading.Timer(0.2, meet(place).publish, [meeting()])
+    publisher = threading.Timer(0.2, meet(place).publish, [record()])
     publisher.start()
     began = time.monotonic()
-    assert meet(place).wait(soon(10)) == meeting()
+    assert meet(place).wait(soon(10)) == record()
     assert time.monotonic() - began < 2
     publisher.join()
 
 
 def test_a_record_is_whole_whenever_it_is_read(place):
     publisher, ends = meet(place), threading.Event()
-    publisher.publish(meeting())
+    publisher.publish(record())
 
     def publish_again_and_again() -> None:
         for number in range(60):
-            publisher.publish(meeting(secret="5" * (number * 97)))
+            publisher.publish(record(secret="5" * (number * 97)))
         ends.set()
 
     thread = threading.Thread(target=publish_again_and_again)
@@ -155,7 +155,7 @@ def test_a_record_is_whole_whenever_it_is_read(place):
 def test_nothing_is_left_at_the_end_and_the_end_may_come_twice(place):
     rendezvous = meet(place)
     rendezvous.check()
-    rendezvous.publish(meeting())
+    rendezvous.publish(record())
     rendezvous.withdraw()
     assert not place.exists()
     rendezvous.withdraw()
@@ -164,25 +164,25 @@ def test_nothing_is_left_at_the_end_and_the_end_may_come_twice(place):
 
 def test_a_run_that_ends_leaves_the_record_of_another_run_alone(place):
     first, second = meet(place, "first"), meet(place, "second")
-    first.publish(meeting("first"))
-    second.publish(meeting("second"))
+    first.publish(record("first"))
+    second.publish(record("second"))
     first.withdraw()
-    assert meet(place, "second").wait(soon()) == meeting("second")
+    assert meet(place, "second").wait(soon()) == record("second")
     second.withdraw()
     assert not place.exists()
 
 
 def test_a_rank_that_has_published_nothing_removes_no_record(place):
-    meet(place).publish(meeting())
+    meet(place).publish(record())
     meet(place).withdraw()
-    assert meet(place).wait(soon()) == meeting()
+    assert meet(place).wait(soon()) == record()
 
 
 def test_a_file_of_the_user_in_the_directory_is_left_alone(place):
     place.mkdir(mode=0o700)
     (place / "thesis.tex").write_text("years")
     rendezvous = meet(place)
-    rendezvous.publish(meeting())
+    rendezvous.publish(record())
     rendezvous.withdraw()
     assert (place / "thesis.tex").read_text() == "years"
 
@@ -203,14 +203,14 @@ def test_a_wait_ends_at_its_deadline_and_says_what_was_seen_and_what_to_type(pla
 
 DAMAGED = {
     "empty": b"",
-    "cut off": meeting().to_json()[:-9].encode(),
+    "cut off": record().to_json()[:-9].encode(),
     "no object": b"[1, 2]",
     "no JSON": b"run=run",
     "no text": b"\xff\xfe",
     "a field is missing": b'{"run_id": "run", "nonce": "", "node": "n1", "host": "h", "port": 1}',
-    "a field too many": meeting().to_json().replace("{", '{"x": "y", ').encode(),
-    "port is a text": meeting().to_json().replace("4242", '"4242"').encode(),
-    "secret is a number": meeting().to_json().replace('"5ec2e7"', "5").encode(),
+    "a field too many": record().to_json().replace("{", '{"x": "y", ').encode(),
+    "port is a text": record().to_json().replace("4242", '"4242"').encode(),
+    "secret is a number": record().to_json().replace('"5ec2e7"', "5").encode(),
     "null": b"null",
 }
 
@@ -225,32 +225,32 @@ def test_a_damaged_record_is_named_at_the_deadline(place, content):
 
 def test_a_record_of_another_run_under_this_name_is_not_taken(place):
     place.mkdir(mode=0o700)
-    (place / "run.json").write_text(meeting("another").to_json())
+    (place / "run.json").write_text(record("another").to_json())
     (place / "run.json").chmod(0o600)
     assert "a record of another run (another)" in timed_out(meet(place))
 
 
 def test_a_record_under_another_name_is_not_looked_at(place):
-    meet(place, "another").publish(meeting("another"))
+    meet(place, "another").publish(record("another"))
     assert "no record of this run" in timed_out(meet(place))
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_record_that_others_can_write_is_not_taken(place, mode):
-    meet(place).publish(meeting())
+    meet(place).publish(record())
     (place / "run.json").chmod(mode)
     assert "a record that others may have written" in timed_out(meet(place))
 
 
 @needs_root
 def test_a_record_of_another_user_is_not_taken(place):
-    meet(place).publish(meeting())
+    meet(place).publish(record())
     os.chown(place / "run.json", NOBODY, NOBODY)
     assert "a record that others may have written" in timed_out(meet(place))
 
 
 def test_a_symbolic_link_is_not_taken_for_a_record(place, tmp_path):
-    meet(tmp_path / "elsewhere").publish(meeting())
+    meet(tmp_path / "elsewhere").publish(record())
     place.mkdir(mode=0o700)
     (place / "run.json").symlink_to(tmp_path / "elsewhere" / "run.json")
     assert "a record that cannot be read" in timed_out(meet(place))
@@ -266,9 +266,9 @@ def test_what_is_no_file_does_not_make_a_rank_hang(place, make):
 def test_a_bad_record_is_forgotten_when_the_right_one_comes(place):
     place.mkdir(mode=0o700)
     (place / "run.json").write_text("half a rec")
-    publisher = threading.Timer(0.1, meet(place).publish, [meeting()])
+    publisher = threading.Timer(0.1, meet(place).publish, [record()])
     publisher.start()
-    assert meet(place).wait(soon(5)) == meeting()
+    assert meet(place).wait(soon(5)) == record()
     publisher.join()
 
 
@@ -281,7 +281,7 @@ def test_a_directory_that_others_may_use_is_refused_with_its_mode(place, action,
     place.mkdir()
     place.chmod(mode)
     rendezvous = meet(place)
-    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(meeting()))
+    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(record()))
     assert f"others may use it (mode {mode:04o}, needed 0700)" in message
     assert list(place.iterdir()) == []
 
@@ -291,7 +291,7 @@ def test_a_symbolic_link_to_a_directory_is_refused(place, tmp_path, action):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     place.symlink_to(tmp_path / "elsewhere")
     rendezvous = meet(place)
-    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(meeting()))
+    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(record()))
     assert "symbolic links are not followed" in message
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -302,7 +302,7 @@ def test_a_directory_of_another_user_is_refused_by_his_number(place, action):
     place.mkdir(mode=0o700)
     os.chown(place, NOBODY, NOBODY)
     rendezvous = meet(place)
-    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(meeting()))
+    message = refused(rendezvous.check if action == "check" else lambda: rendezvous.publish(record()))
     assert f"it belongs to user {NOBODY}, not to you (0)" in message
 
 
@@ -310,7 +310,7 @@ def test_a_directory_of_another_user_is_refused_by_his_number(place, action):
 def test_a_file_in_the_way_is_refused(place, below):
     place.write_text("a file")
     refused(meet(place / below).check)
-    refused(lambda: meet(place / below).publish(meeting()))
+    refused(lambda: meet(place / below).publish(record()))
     assert place.read_text() == "a file"
 
 
@@ -334,14 +334,14 @@ def test_a_relative_directory_stays_where_it_was_when_the_script_changes_directo
     monkeypatch.chdir(tmp_path / "a")
     rendezvous = FileRendezvous(".batchlet", "run", "n1")
     monkeypatch.chdir(tmp_path / "b")
-    rendezvous.publish(meeting())
+    rendezvous.publish(record())
     assert (tmp_path / "a" / ".batchlet" / "run.json").exists()
     rendezvous.withdraw()
     assert list((tmp_path / "a").iterdir()) == list((tmp_path / "b").iterdir()) == []
 
 
 def read_only_refusals(place: Path) -> tuple[str, str]:
-    return refused(meet(place).check), refused(lambda: meet(place).publish(meeting()))
+    return refused(meet(place).check), refused(lambda: meet(place).publish(record()))
 
 
 def test_a_place_in_which_nothing_can_be_made_is_refused(open_place):
@@ -368,9 +368,9 @@ def test_a_directory_of_ones_own_that_cannot_be_written_is_refused(open_place):
 @needs_root
 def test_another_user_can_neither_read_the_record_nor_publish_one(open_place):
     place = open_place / "meet"
-    meet(place).publish(meeting())
+    meet(place).publish(record())
     assert "a record that cannot be read" in str(as_nobody(lambda: timed_out(meet(place))))
-    assert "belongs to user 0" in str(as_nobody(lambda: refused(lambda: meet(place).publish(meeting()))))
+    assert "belongs to user 0" in str(as_nobody(lambda: refused(lambda: meet(place).publish(record()))))
 
 
 # Many runs at once
@@ -399,8 +399,8 @@ def test_many_runs_can_come_and_go_in_one_directory(place):
         for number in range(15):
             run_id = f"{name}-{number}"
             rendezvous = meet(place, run_id)
-            rendezvous.publish(meeting(run_id))
-            assert meet(place, run_id).wait(soon(5)) == meeting(run_id)
+            rendezvous.publish(record(run_id))
+            assert meet(place, run_id).wait(soon(5)) == record(run_id)
             rendezvous.withdraw()
 
     assert run_together([lambda name=name: come_and_go(name) for name in "abcdef"]) == []  # type: ignore[misc]
@@ -452,7 +452,7 @@ def test_a_note_takes_the_place_of_what_a_killed_run_has_left_and_is_not_written
 
 def test_a_note_outlives_the_meeting_and_goes_with_a_dead_rank_0(place):
     rank_0 = meet(place)
-    rank_0.publish(meeting())
+    rank_0.publish(record())
     meet(place).leave_note("secret")
     rank_0.withdraw()
     assert [path.name for path in place.iterdir()] == ["run.dashboard"]

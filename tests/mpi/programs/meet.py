@@ -34,9 +34,9 @@ try:
     layout = rendezvous.layout
     if HOW == "fails" and info.rank == 0:
         raise BatchletError("rank 0 cannot go on")
-    meeting = CoordinatorRecord(info.run_id, "nonce", "node", "10.1.2.3", 4242, "ab" * 32)
+    record = CoordinatorRecord(info.run_id, "nonce", "node", "10.1.2.3", 4242, "ab" * 32)
     if info.rank == 0:
-        rendezvous.publish(meeting)
+        rendezvous.publish(record)
         published = time.monotonic()
         deadline = published + 10
         while not rendezvous._over.is_set() and time.monotonic() < deadline:
@@ -44,7 +44,7 @@ try:
         assert published - checked < 0.5
         assert rendezvous._over.is_set()
     else:
-        assert rendezvous.wait(time.monotonic() + 15) == meeting
+        assert rendezvous.wait(time.monotonic() + 15) == record
     rendezvous.withdraw()
 except BatchletError as error:
     sys.stderr.write(f"ERROR {info.rank} {type(error).__name__}: {error}\n")

@@ -36,7 +36,7 @@ def import_dask():
     from dask.distributed import Client, KilledWorker
 
 
-# Above the block every rank imports it, and rank 0 is the scheduler itself; the host of its node runs it otherwise.
+# Above the block every rank imports it, and rank 0 is the scheduler itself; the agent of its node forks it otherwise.
 if os.environ.get("DASK_FIRST"):
     import_dask()
 
