@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
+from ..dask_import import quicker_import
 from ..environments import is_first, select
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..network import LOOPBACK
-from ..node.rank import Rank, importing
+from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, SCHEDULER, WORKER, Plan
 from ..rendezvous import FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from ..security import Credentials, dashboard_token
@@ -206,7 +207,8 @@ class Run:
             elif self.role == LOCAL:
                 from ..dask_backend import local_cluster
 
-                self._run_local(await local_cluster.start_async(self.plan, self._settings, *self._local_place()))
+                place = self._local_place()
+                self._run_local(await asyncio.to_thread(local_cluster.start, self.plan, self._settings, *place))
             else:
                 await asyncio.to_thread(self._take_part)
         except EndError as error:
@@ -279,7 +281,7 @@ class Run:
             self._stack.enter_context(rank.host_beside(record))
         rank.connect(record, latest=self._rendezvous.latest)
         self._stack.callback(rank.connection.close)
-        with importing():
+        with quicker_import():
             # The script is about to do it; here it is done while the workers start.
             importlib.import_module("distributed")
             tuning = importlib.import_module("batchlet.dask_backend.tuning")
@@ -289,12 +291,12 @@ class Run:
     def _local_place(self) -> tuple[Any, str | None]:
         """Where the local cluster lives, and the secret of its dashboard."""
         from .. import open_files
-        from ..dask_backend import processes, workers
+        from ..dask_backend import processes, scratch, workers
         from ..dask_backend.tls import security_for
 
         wanted = self._settings.security
         security = security_for(wanted, Credentials.generate() if wanted is True else None)
-        self._scratch = directory = self._stack.enter_context(workers.scratch(self._settings, os.environ, self.run_id))
+        self._scratch = directory = self._stack.enter_context(scratch.scratch(self._settings, os.environ, self.run_id))
         self._stack.enter_context(open_files.for_local(len(self.plan.workers)))
         self._stack.enter_context(processes.hidden_main())
         self._stack.enter_context(workers.configured())
@@ -383,7 +385,7 @@ class Run:
         if message["op"] == "terminate":
             self._guard.terminate(int(message["number"]), str(message["where"]))
         elif message["op"] == "end":
-            from ..dask_backend.processes import hush
+            from ..dask_backend.logs import hush
 
             hush()
             error = self._rank.connection.failure(message)
@@ -441,7 +443,7 @@ class Run:
                 await asyncio.wait_for(client.close(), self._settings.stop_timeout)
         try:
             if self._cluster is not None:
-                await self._cluster.close()
+                await asyncio.to_thread(self._cluster.close)
             else:
                 await asyncio.to_thread(self._leave)
         finally:
@@ -501,15 +503,19 @@ class Run:
         """Clients that are still connected to this cluster, by whatever way they found it."""
         from distributed import Client
 
+        from ..dask_backend.compat.dask_internals import living
+
         address = self._start["address"]
         return [
             client
-            for client in list(Client._instances)
+            for client in living(Client)
             if client.status == "running" and getattr(client.scheduler, "address", None) == address
         ]
 
     def _disconnected(self) -> bool:
-        return any(client.scheduler_comm is None or client.scheduler_comm.comm.closed() for client in self._clients())
+        from ..dask_backend.compat.dask_internals import is_disconnected
+
+        return any(is_disconnected(client) for client in self._clients())
 
     def _close_clients(self) -> None:
         for client in self._clients():

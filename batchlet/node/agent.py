@@ -20,6 +20,7 @@ from typing import Any
 from .. import open_files, report, timeline
 from ..control.connection import Connection
 from ..control.signals import handled
+from ..dask_import import quicker_import
 from ..environments.base import Figure
 from ..errors import EndError
 from ..network import reachable_host
@@ -31,7 +32,7 @@ from ..resources import HostFacts, cgroup_memory, node_resources, read_host
 from ..versions import versions
 from . import attach
 from .bootstrap import HostOrders
-from .rank import importing, participant, unexpected
+from .rank import participant, unexpected
 
 __all__ = ["host"]
 
@@ -94,14 +95,15 @@ def host(orders: HostOrders, began: float) -> int:
             local, total = max(len(info.local_ranks), each), max(info.world_size, info.nodes * each)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
             open_files.make_room(local, total)
-            with importing():
-                from ..dask_backend import fork_server, processes, tls, workers
+            with quicker_import():
+                from ..dask_backend import fork_server, processes, scratch, workers
+                from ..dask_backend.compat.tls_connections import defer_authorities
 
-            directory = stack.enter_context(workers.scratch(orders.settings, os.environ, orders.info.run_id))
+            directory = stack.enter_context(scratch.scratch(orders.settings, os.environ, orders.info.run_id))
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
-            tls.defer_authorities()
+            defer_authorities()
             fork_server.start(directory, local)
         except EndError as error:
             problem = error
@@ -339,17 +341,17 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, processes, workers
+        from ..dask_backend import fork_server, logs, processes, workers
 
         assert self._connection is not None
-        processes.configure_logging()
+        logs.configure_logging()
         self._place = workers.Site(self._address, self._directory, self._security())
         fork_server.give(self._connection.credentials)
         self._connected.set_result(None)
         self._connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
-        processes.hush()
+        logs.hush()
         await self._close()
         processes.end_helpers()
 
@@ -361,7 +363,8 @@ class _Agent:
 
     async def _start_workers(self, local_rank: LocalRank) -> None:
         """Start the workers of a rank."""
-        from ..dask_backend import processes, workers
+        from ..dask_backend import logs, processes, workers
+        from ..dask_backend.worker_factory import worker_spec
 
         await asyncio.shield(self._connected)
         connection = self._connection
@@ -376,8 +379,8 @@ class _Agent:
         )
         address = await asyncio.shield(self._started)
         try:
-            rank = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
-            specs = [workers.nanny_spec(plan, self._settings, self._place, rank) for plan in plans]
+            context = workers.RankContext(local_rank.environ, local_rank.cpus, tuple(self._facts["cpus"]))
+            specs = [worker_spec(plan, self._place, self._settings, context) for plan in plans]
             await asyncio.gather(
                 *(
                     workers.start(cls, options, address, local_rank.nannies, lambda: connection.has("ready"))
@@ -387,12 +390,12 @@ class _Agent:
             workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
             connection.send("timeline", who=f"workers of node {self._orders.info.node}", marks=timeline.marks())
-            processes.report_deaths()
+            logs.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
             if not local_rank.gone and not self._over.is_set():
-                failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
+                failure = error if isinstance(error, EndError) else processes.start_failure("worker", error)
                 connection.send("failed", kind=type(failure).__name__, message=str(failure))
 
     def _plan(self, local_rank: LocalRank) -> tuple[WorkerPlan, ...] | EndError:
@@ -415,11 +418,11 @@ class _Agent:
         code = self._connection.exit_code if self._connection is not None else 1
 
         def tidy_up() -> None:
-            from ..dask_backend import processes, workers
+            from ..dask_backend import processes, scratch
 
             with contextlib.suppress(Exception):
                 processes.end_helpers()
-                workers.remove_scratch()
+                scratch.remove_scratch()
             os._exit(code)
 
         timeout = self._settings.stop_timeout

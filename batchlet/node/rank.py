@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import math
 import os
 import secrets
@@ -16,6 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .. import report
+from ..dask_import import quicker_import
 from ..environments import Environment, Figure, ProcessInfo
 from ..errors import BatchletError, EndError, NetworkError, PlanError
 from ..network import reachable_host
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..control.coordinator import Coordinator
     from .scheduler_request import SchedulerProcess
 
-__all__ = ["Rank", "importing", "participant", "unexpected"]
+__all__ = ["Rank", "participant", "unexpected"]
 
 # Seconds by which a rank's own patience exceeds rank 0's, so that rank 0, who knows who is missing, speaks first.
 _PATIENCE = 5.0
@@ -296,34 +296,6 @@ class Rank:
         return {node: (figure.value, figure.source) for node, figure in self.environment.ask(self.environ).items()}
 
 
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Import Dask, in four fifths of the time.
-
-    Dask reads its defaults with PyYAML's loader in Python, which takes 15 % of the time of ``import distributed``; the one in C
-    takes 1 %. Looking through all that stays for garbage, again and again, takes another 5 %, and once at the end as much.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    yaml: Any = None
-    with contextlib.suppress(ImportError):
-        yaml = importlib.import_module("yaml")
-    loader, quick = getattr(yaml, "SafeLoader", None), getattr(yaml, "CSafeLoader", None)
-    if loader is not None and quick is not None:
-        yaml.SafeLoader = quick
-    try:
-        yield
-    finally:
-        if loader is not None:
-            yaml.SafeLoader = loader
-        if enabled:
-            if gc.get_freeze_count() == 0:
-                # Makes all that is there now old, as a collection would, without looking at it.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
-
-
 def participant(info: ProcessInfo) -> str:
     """What a rank is called as one that brings workers; a head rank is somebody itself."""
     return str(info.rank) if role_of(info, info.rank) == WORKER else f"{info.rank}w"
@@ -495,11 +467,12 @@ class _SchedulerRank:
     def _serve_here(self, coordinator: Coordinator, host: str, record: CoordinatorRecord) -> None:
         import asyncio
 
-        with importing():
-            from ..dask_backend import scheduler, tls
-            from ..dask_backend.workers import scratch
+        with quicker_import():
+            from ..dask_backend import scheduler
+            from ..dask_backend.compat.tls_connections import defer_authorities
+            from ..dask_backend.scratch import scratch
 
-            tls.defer_authorities()
+            defer_authorities()
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
 
@@ -526,7 +499,7 @@ class _SchedulerRank:
         if self._process is not None:
             self._process.kill()
         else:
-            from ..dask_backend.workers import remove_scratch
+            from ..dask_backend.scratch import remove_scratch
 
             remove_scratch()
         self._rendezvous.withdraw()

@@ -31,7 +31,7 @@ HEAVY = {
 
 # The way of the data, room by room: a module imports only from lines above its own, in its room or another one.
 ROOMS = (
-    ("", (("errors", "versions"), ("open_files",), ("timeline",), ("settings", "program"))),
+    ("", (("errors", "versions", "dask_import"), ("open_files",), ("timeline",), ("settings", "program"))),
     (
         "environments",
         (
@@ -60,11 +60,21 @@ ROOMS = (
         "dask_backend",
         (
             ("dask_backend",),
-            ("dask_backend.processes", "dask_backend.tls", "dask_backend.dashboard", "dask_backend.rank_preload"),
+            ("dask_backend.compat",),
+            (
+                "dask_backend.compat.dask_internals",
+                "dask_backend.compat.http_servers",
+                "dask_backend.compat.log_messages",
+                "dask_backend.compat.multiprocessing_internals",
+                "dask_backend.compat.tls_connections",
+            ),
+            ("dask_backend.logs", "dask_backend.processes"),
+            ("dask_backend.scratch", "dask_backend.tls", "dask_backend.dashboard", "dask_backend.rank_preload"),
             ("dask_backend.worker_process",),
             ("dask_backend.fork_server", "dask_backend.tuning"),
             ("dask_backend.scheduler",),
             ("dask_backend.workers",),
+            ("dask_backend.worker_factory",),
             ("dask_backend.local_cluster", "dask_backend.scheduler_process"),
         ),
     ),
