@@ -50,7 +50,7 @@ class LocalBackend:
 
     def start(self) -> StartInfo:
         """See the protocol."""
-        from ..dask_backend import local_cluster, processes, tls, workers
+        from ..dask_backend import local_cluster, processes, scratch, tls, workers
         from ..dask_backend.scheduler import dashboard_place
 
         timeline.mark("Dask imported")
@@ -60,7 +60,7 @@ class LocalBackend:
         token = secrets.token_hex(16) if wanted is not False else None
         enter = self._stack.enter_context
         self._scratch = enter(
-            workers.scratch(settings, rank.environment.scratch_directories(rank.environ), rank.info.run_id)
+            scratch.scratch(settings, rank.environment.scratch_directories(rank.environ), rank.info.run_id)
         )
         enter(open_files.for_local(len(plan.workers)))
         enter(processes.hidden_main())

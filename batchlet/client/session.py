@@ -199,7 +199,7 @@ class Session:
         """Bring the news that the run has failed to the user's code; in a thread of the backend."""
         if self._guard is None:
             return
-        from ..dask_backend.processes import hush
+        from ..dask_backend.logs import hush
 
         hush()
         if not told:
@@ -299,15 +299,19 @@ class Session:
         """Clients that are still connected to this cluster, by whatever way they found it."""
         from distributed import Client
 
+        from ..dask_backend.compat.dask_internals import living
+
         address = self.started("its clients").address
         return [
             client
-            for client in list(Client._instances)
+            for client in living(Client)
             if client.status == "running" and getattr(client.scheduler, "address", None) == address
         ]
 
     def _disconnected(self) -> bool:
-        return any(client.scheduler_comm is None or client.scheduler_comm.comm.closed() for client in self._clients())
+        from ..dask_backend.compat.dask_internals import is_disconnected
+
+        return any(is_disconnected(client) for client in self._clients())
 
     # Errors
 

@@ -17,11 +17,11 @@ from tornado.routing import PathMatches, Router, Rule, RuleRouter
 from tornado.web import Application, RequestHandler
 
 from ..network import LOOPBACK
+from .compat.http_servers import DASHBOARD, connect_dashboard, pages, route
 
 __all__ = ["OPTIONS", "available", "guard"]
 
 OPTIONS: dict[str, Any] = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-_MODULE = "distributed.dashboard.scheduler"
 
 
 def available() -> bool:
@@ -40,7 +40,7 @@ def guard(scheduler: Any, token: str) -> None:
         The secret part of the address.
     """
     gate = Rule(PathMatches(rf"/{token}(/.*)?"), _Late(scheduler, token))
-    scheduler.http_server.request_callback = RuleRouter([gate])
+    route(scheduler, RuleRouter([gate]))
 
 
 class _Late(Router):  # type: ignore[misc]
@@ -56,15 +56,13 @@ class _Late(Router):  # type: ignore[misc]
     def find_handler(self, request: HTTPServerRequest, **keywords: Any) -> Any:
         if not self._connected and available():
             if self._thread is None:
-                self._thread = threading.Thread(target=importlib.import_module, args=(_MODULE,), daemon=True)
+                self._thread = threading.Thread(target=importlib.import_module, args=(DASHBOARD,), daemon=True)
                 self._thread.start()
             if self._thread.is_alive():
                 return self._waiting.find_handler(request, **keywords)
-            importlib.import_module(_MODULE).connect(
-                self._scheduler.http_application, self._scheduler.http_server, self._scheduler, prefix=self._token
-            )
+            connect_dashboard(self._scheduler, self._token)
             self._connected = True
-        return self._scheduler.http_application.find_handler(request, **keywords)
+        return pages(self._scheduler).find_handler(request, **keywords)
 
 
 class _Wait(RequestHandler):  # type: ignore[misc]

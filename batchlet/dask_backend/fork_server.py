@@ -11,10 +11,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
-import inspect
 import logging
-import multiprocessing
-import multiprocessing.forkserver
 import multiprocessing.util
 import numbers
 import os
@@ -29,32 +26,22 @@ import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dask.config
-from distributed import Worker
-from distributed.utils import get_mp_context
-from distributed.versions import get_versions
 
 from ..security import Credentials
-from .processes import DASK_LOG_LEVEL, close_files, logging_is_the_users, start_helpers
+from .compat import dask_internals, multiprocessing_internals
+from .compat.dask_internals import mp_context
+from .logs import DASK_LOG_LEVEL, logging_is_the_users
+from .processes import close_files
 
 __all__ = ["give", "start"]
 
-# What Dask imports while a worker starts (distributed 2026.8). A name that is missing costs time, and nothing else.
-_LATE_IMPORTS = (
-    "email.policy",
-    "importlib_metadata._adapters",
-    "multiprocessing.synchronize",
-    "tornado.platform.asyncio",
-    "batchlet.dask_backend.tls",
-    "batchlet.dask_backend.rank_preload",
-)
+# Modules of ours that are imported while a worker starts.
+_LATE_IMPORTS = ("batchlet.dask_backend.tls", "batchlet.dask_backend.rank_preload")
 _WORTH_WARMING = 4
 # Where the fork server waits for the run's credentials before it serves.
 _waiting: int | None = None
-# What `multiprocessing.forkserver.main` takes in the versions of Python that are known to work this way.
-_KNOWN = ("listener_fd", "alive_r", "preload", "main_path", "sys_path")
 
 
 def start(directory: str, workers: int) -> None:
@@ -67,13 +54,9 @@ def start(directory: str, workers: int) -> None:
     workers : int
         About how many workers will be forked: warming up takes as long as it saves for two or three of them.
     """
-    module: Any = multiprocessing.forkserver
-    server = module._forkserver
     if (
-        get_mp_context().get_start_method() != "forkserver"
-        or server._forkserver_pid is not None
-        or tuple(inspect.signature(module.main).parameters)[: len(_KNOWN)] != _KNOWN
-        or hasattr(server, "_forkserver_authkey")
+        mp_context().get_start_method() != "forkserver"
+        or not multiprocessing_internals.may_adopt_fork_server()
         or threading.active_count() > 1
     ):
         return
@@ -90,15 +73,12 @@ def start(directory: str, workers: int) -> None:
     global _waiting
     alive_r, alive_w = os.pipe()
     given_r, _waiting = os.pipe()
-    tracker = int(multiprocessing.resource_tracker.getfd() or 0)
-    server._forkserver_pid = _fork(
-        {listener.fileno(), alive_r, given_r, tracker}, lambda: _serve(module, listener, alive_r, given_r)
-    )
+    tracker = multiprocessing_internals.tracker_file()
+    pid = _fork({listener.fileno(), alive_r, given_r, tracker}, lambda: _serve(listener, alive_r, given_r))
     listener.close()
     os.close(alive_r)
     os.close(given_r)
-    server._forkserver_address = address
-    server._forkserver_alive_fd = alive_w
+    multiprocessing_internals.adopt_fork_server(pid, address, alive_w)
 
 
 def give(credentials: Credentials | None) -> None:
@@ -113,22 +93,18 @@ def give(credentials: Credentials | None) -> None:
 
 
 def _start_tracker() -> None:
-    """Fork multiprocessing's resource tracker too, which is a whole interpreter otherwise."""
-    module: Any = multiprocessing.resource_tracker
-    tracker = module._resource_tracker
-    if not hasattr(tracker, "_fd") or not hasattr(tracker, "_pid") or tracker._fd is not None:
-        start_helpers()
-        return
-    reader, writer = os.pipe()
+    """Fork multiprocessing's resource tracker too, or start it."""
 
-    def serve() -> None:
-        # It removes the semaphores of a host that was killed, which is its job, and would warn of them.
-        warnings.simplefilter("ignore")
-        module.main(reader)
+    def fork(work: Callable[[], None], needs: int) -> int:
+        def serve() -> None:
+            # It removes the semaphores of a host that was killed, which is its job, and would warn of them.
+            warnings.simplefilter("ignore")
+            work()
 
-    tracker._pid = _fork({reader}, serve)
-    tracker._fd = writer
-    os.close(reader)
+        return _fork({needs}, serve)
+
+    if not multiprocessing_internals.adopt_tracker(fork):
+        multiprocessing_internals.start_quiet_tracker()
 
 
 def _fork(keep: set[int], work: Callable[[], None]) -> int:
@@ -156,12 +132,10 @@ def _warm_up(directory: str) -> None:
     Nothing here may start a thread, open a file for good or differ from worker to worker.
     """
     for name in _LATE_IMPORTS:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+        importlib.import_module(name)
     if "numpy" in sys.modules:
         # Each worker seeds it anew.
         importlib.import_module("numpy.random")
-    get_versions()
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Who is compared with an abstract class for the first time is compared with all that are derived from it.
     for value in (0, 0.5):
@@ -178,11 +152,10 @@ def _warm_up(directory: str) -> None:
 
 
 async def _make_worker(directory: str) -> None:
-    """Make a worker, and forget it again; it is never started."""
-    Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)
+    dask_internals.warm_up(directory)
 
 
-def _serve(module: Any, listener: socket.socket, alive_r: int, given_r: int) -> None:
+def _serve(listener: socket.socket, alive_r: int, given_r: int) -> None:
     """Be the fork server."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -195,4 +168,4 @@ def _serve(module: Any, listener: socket.socket, alive_r: int, given_r: int) -> 
     credentials = pickle.loads(words) if words else None  # noqa: S301 - from the process that this one is a copy of
     if credentials is not None:
         tls.prepare(credentials)
-    module.main(listener.fileno(), alive_r, [])
+    multiprocessing_internals.serve_forks(listener.fileno(), alive_r)

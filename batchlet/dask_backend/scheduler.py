@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -16,7 +15,11 @@ from ..network import in_url
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
-from .processes import configure_logging, hush, start_failure
+from .compat.dask_internals import lose_worker
+from .compat.http_servers import http_address
+from .compat.tls_connections import limit_handshakes
+from .logs import configure_logging, hush
+from .processes import start_failure
 from .tuning import intervals
 
 __all__ = ["Observer", "dashboard_place", "options", "serve"]
@@ -61,7 +64,9 @@ class _Join(SchedulerPlugin):  # type: ignore[misc]
         self._coordinator = coordinator
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        self._coordinator.worker_joined(scheduler.workers[worker].name)
+        # A server that makes several workers ("2-0", "2-1") has come with the first; planned ones are never called so.
+        name = scheduler.workers[worker].name
+        self._coordinator.worker_joined(name.removesuffix("-0") if isinstance(name, str) else name)
 
 
 def options(settings: Settings, host: str, security: Any, token: str | None) -> dict[str, Any]:
@@ -114,6 +119,8 @@ async def serve(
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
+    # This process serves nothing else.
+    limit_handshakes()
     mark("Dask imported")
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
@@ -145,14 +152,18 @@ def dashboard_place(scheduler: Any) -> tuple[str, int] | None:
     """Give the address and port of the scheduler's HTTP server; `None` where no dashboard can be shown."""
     if not dashboard.available():
         return None
-    server = scheduler.http_server
-    return str(server.address), int(server.port)
+    return http_address(scheduler)
 
 
 def _forget(scheduler: Any, names: set[str]) -> None:
     """Remove workers whose host is lost; Dask itself finds out half a minute later, and their tasks wait for that."""
-    for address in [state.address for state in scheduler.workers.values() if str(state.name) in names]:
-        scheduler.loop.add_callback(scheduler.remove_worker, address, stimulus_id=f"batchlet-host-lost-{time.time()}")
+    for address in [state.address for state in scheduler.workers.values() if _planned(state.name, names)]:
+        lose_worker(scheduler, address)
+
+
+def _planned(name: object, names: set[str]) -> bool:
+    """Whether a worker is one of these, or one of several that a server of one of these names has made ("2-0", "2-1")."""
+    return str(name) in names or str(name).rpartition("-")[0] in names
 
 
 async def _beat(coordinator: Observer) -> None:

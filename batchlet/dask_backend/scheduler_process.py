@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import multiprocessing.resource_tracker
 import os
 import socket
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dask.config
-from distributed.utils import get_mp_context
 
 from .. import timeline
 from ..control.connection import Connection
@@ -42,8 +40,10 @@ from ..plan import SCHEDULER
 from ..rendezvous.base import CoordinatorRecord
 from ..security import dashboard_token
 from . import processes, scheduler
+from .compat.dask_internals import mp_context
+from .compat.multiprocessing_internals import forget_tracker
+from .scratch import forget_scratch, remove_scratch, scratch, scratch_directories
 from .tls import security_for
-from .workers import forget_scratch, remove_scratch, scratch, scratch_directories
 
 __all__ = ["can_start", "main", "start"]
 
@@ -55,7 +55,7 @@ _NAME = "dask-scheduler"
 
 def can_start() -> bool:
     """Whether processes are forked here from one that has imported Dask."""
-    return bool(get_mp_context().get_start_method() == "forkserver")
+    return bool(mp_context().get_start_method() == "forkserver")
 
 
 def start(words: Mapping[str, Any], connection: socket.socket) -> Any:
@@ -73,7 +73,7 @@ def start(words: Mapping[str, Any], connection: socket.socket) -> Any:
     multiprocessing.Process
         The process.
     """
-    process = get_mp_context().Process(
+    process = mp_context().Process(
         target=main, args=(dict(words), connection), name=processes.SCHEDULER_PROCESS, daemon=False
     )
     process.start()
@@ -87,7 +87,8 @@ def main(words: Mapping[str, Any], connection: socket.socket) -> NoReturn:
     code = 1
     try:
         processes.close_files({connection.fileno()})
-        _forget_tracker()
+        # That of the agent ends with the agent.
+        forget_tracker()
         connection.setblocking(True)
         orders = words["scheduler"]
         sys.argv[:] = orders["argv"]
@@ -105,13 +106,6 @@ def main(words: Mapping[str, Any], connection: socket.socket) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
-
-
-def _forget_tracker() -> None:
-    """Have multiprocessing start a resource tracker for this process, should it need one: the host's ends with the host."""
-    tracker: Any = getattr(multiprocessing.resource_tracker, "_resource_tracker", None)
-    if hasattr(tracker, "_fd"):
-        tracker._fd = tracker._pid = None
 
 
 def _move(rank: Rank, words: Mapping[str, Any]) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import ssl
-from collections.abc import Callable
 from typing import Any
 
 from distributed.security import Security
 
 from ..security import Credentials
+from .compat.tls_connections import MemorySecurity
 
-__all__ = ["RunSecurity", "defer_authorities", "loader", "prepare", "security_for", "set_loaded"]
+__all__ = ["RunSecurity", "loader", "prepare", "security_for", "set_loaded"]
 
 _loaded: Security | None = None
 
 
-class RunSecurity(Security):  # type: ignore[misc]
+class RunSecurity(MemorySecurity):
     """Dask's `Security` with the credentials of one run; its contexts are made from memory, once for each purpose."""
 
     # No __slots__ of its own: the base class checks its keywords against them.
@@ -34,38 +33,11 @@ class RunSecurity(Security):  # type: ignore[misc]
     def __reduce__(self) -> Any:
         return _of, (self.credentials,)
 
-    def _attr_to_dict(self) -> dict[str, object]:
-        return {"require_encryption": True, "credentials": "Temporary (In-memory)"}
-
-    def _get_tls_context(self, tls: Any, purpose: ssl.Purpose) -> ssl.SSLContext:  # noqa: ARG002
+    def make_context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        """Give the context for one side of all connections."""
         if purpose not in self._contexts:
             self._contexts[purpose] = self.credentials.context(purpose)
         return self._contexts[purpose]
-
-
-class _Deferred(ssl.SSLContext):
-    """A context that is made when a connection first needs it."""
-
-    _make: Callable[[], ssl.SSLContext]
-
-    def wrap_socket(self, *positional: Any, **keywords: Any) -> ssl.SSLSocket:
-        return self._make().wrap_socket(*positional, **keywords)
-
-    def wrap_bio(self, *positional: Any, **keywords: Any) -> ssl.SSLObject:
-        return self._make().wrap_bio(*positional, **keywords)
-
-
-def defer_authorities() -> None:
-    """Read the certificates of all authorities when they are needed, in this process and those forked from it.
-
-    Tornado (6.6) has every process read them that accepts a TLS connection, which does not use them: 25 ms and a megabyte.
-    """
-    iostream: Any = importlib.import_module("tornado.iostream")
-    make = getattr(iostream, "_client_ssl_defaults", None)
-    if callable(make):
-        context = _Deferred(ssl.PROTOCOL_TLS_CLIENT)
-        context._make = make
-        iostream._client_ssl_defaults = lambda: context
 
 
 _prepared: RunSecurity | None = None
@@ -76,7 +48,7 @@ def prepare(credentials: Credentials) -> None:
     global _prepared
     _prepared = RunSecurity(credentials)
     for purpose in (ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH):
-        _prepared._get_tls_context(None, purpose)
+        _prepared.make_context(purpose)
 
 
 def _of(credentials: Credentials) -> RunSecurity:

@@ -78,15 +78,16 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             open_files.make_room(local, total)
             with _looking_out(rendezvous) as look:
                 with quicker_import():
-                    from ..dask_backend import fork_server, processes, tls, workers
+                    from ..dask_backend import fork_server, processes, scratch, workers
+                    from ..dask_backend.compat.tls_connections import defer_authorities
                 seen = look()
             directory = stack.enter_context(
-                workers.scratch(rank.settings, rank.environment.scratch_directories(os.environ), info.run_id)
+                scratch.scratch(rank.settings, rank.environment.scratch_directories(os.environ), info.run_id)
             )
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
-            tls.defer_authorities()
+            defer_authorities()
             fork_server.start(directory, local)
         except EndError as error:
             problem = error
@@ -247,18 +248,18 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, processes, tls, workers
+        from ..dask_backend import fork_server, logs, processes, tls, workers
 
         connection, settings = self._connection, self._rank.settings
         assert connection is not None
-        processes.configure_logging()
+        logs.configure_logging()
         security = tls.security_for(settings.security, connection.credentials)
         fork_server.give(connection.credentials)
         self._ranks.joined(connection, self._facts, workers.Site(self._address, self._directory, security))
         connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
-        processes.hush()
+        logs.hush()
         await self._ranks.close(connection.exit_code, settings.stop_timeout if connection.failure is None else 0.0)
         processes.end_helpers()
 
@@ -269,11 +270,11 @@ class _Agent:
         code = self._connection.exit_code if self._connection is not None else 1
 
         def tidy_up() -> None:
-            from ..dask_backend import processes, workers
+            from ..dask_backend import processes, scratch
 
             with contextlib.suppress(Exception):
                 processes.end_helpers()
-                workers.remove_scratch()
+                scratch.remove_scratch()
             os._exit(code)
 
         timeout = self._rank.settings.stop_timeout

@@ -169,9 +169,10 @@ class CoordinatorRank:
     def _serve_here(self, coordinator: Coordinator, host: str, record: CoordinatorRecord) -> None:
         with quicker_import():
             from ..dask_backend import scheduler, tls
-            from ..dask_backend.workers import scratch
+            from ..dask_backend.compat.tls_connections import defer_authorities
+            from ..dask_backend.scratch import scratch
 
-            tls.defer_authorities()
+            defer_authorities()
             # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
             gc.freeze()
         rank = self._rank
@@ -220,7 +221,7 @@ class CoordinatorRank:
         if self._process is not None:
             self._process.kill()
         else:
-            from ..dask_backend.workers import remove_scratch
+            from ..dask_backend.scratch import remove_scratch
 
             remove_scratch()
         self._rendezvous.withdraw()

@@ -257,7 +257,8 @@ class LocalRanks:
 
     async def _start_workers(self, local_rank: LocalRank) -> None:
         """Start the workers of a rank."""
-        from ..dask_backend import processes, workers
+        from ..dask_backend import logs, processes, workers
+        from ..dask_backend.worker_factory import worker_spec
 
         connection, facts, site = await asyncio.shield(self._joined)
         local_rank.send("accepted")
@@ -270,7 +271,7 @@ class LocalRanks:
         address = await asyncio.shield(self._scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
-            specs = [workers.nanny_spec(plan, self._rank.settings, site, context) for plan in plans]
+            specs = [worker_spec(plan, site, self._rank.settings, context) for plan in plans]
             await asyncio.gather(
                 *(
                     workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
@@ -280,12 +281,12 @@ class LocalRanks:
             workers.keep_ports(local_rank.nannies)
             timeline.mark("last worker started")
             connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
-            processes.report_deaths()
+            logs.report_deaths()
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
             if not local_rank.gone and not self._over:
-                failure = error if isinstance(error, EndError) else workers.start_failure("worker", error)
+                failure = error if isinstance(error, EndError) else processes.start_failure("worker", error)
                 connection.send(ReportFailure.of(failure))
 
     def _plan(self, local_rank: LocalRank, facts: Facts) -> tuple[WorkerPlan, ...]:

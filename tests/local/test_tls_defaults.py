@@ -8,9 +8,10 @@ import sys
 SCRIPT = """
 import asyncio, socket, ssl
 from batchlet.dask_backend import tls
+from batchlet.dask_backend.compat.tls_connections import defer_authorities
 from batchlet.security import Credentials
 
-tls.defer_authorities()
+defer_authorities()
 from distributed import Scheduler, Worker
 from tornado import iostream, netutil
 from tornado.httpclient import AsyncHTTPClient

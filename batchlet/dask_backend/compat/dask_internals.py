@@ -1,0 +1,242 @@
+"""Corners of Dask: its workers, clients, clusters and configuration. Seen with distributed 2024.8.0 to 2026.8.0."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dask.config
+import distributed
+import distributed.utils
+from distributed import LocalCluster, Nanny, Worker
+from distributed.versions import get_versions
+
+__all__ = [
+    "WORKER_PROCESS",
+    "ObservedCluster",
+    "child_processes",
+    "correct_state",
+    "is_disconnected",
+    "keep_port",
+    "keep_preload",
+    "living",
+    "lose_worker",
+    "mp_context",
+    "nannies_of",
+    "off_the_path",
+    "parse_configuration_once",
+    "stay_ended",
+    "warm_up",
+]
+
+#: What Dask's Nanny calls the process of its worker (seen in `WorkerProcess.start`). If it is called otherwise, such a process
+#: runs the user's main module again, as Dask without Batchlet has it do.
+WORKER_PROCESS = "Dask Worker process (from Nanny)"
+
+
+def living(kind: type) -> list[Any]:
+    """Name the living clients, workers or nannies of this process.
+
+    Dask has them in a weak set, ``_instances``, of each class. Without it there are none: clients that the user has left open
+    are then closed by the end of the process.
+    """
+    return list(getattr(kind, "_instances", ()))
+
+
+def is_disconnected(client: Any) -> bool:
+    """Whether a client's connection to its scheduler is broken.
+
+    ``client.status`` stays "running" while it tries to connect again; the connection is ``client.scheduler_comm.comm``. Without
+    that nothing is known to be broken, and the loss of the scheduler comes to the user's code half a second later.
+    """
+    batched = getattr(client, "scheduler_comm", None)
+    if batched is None:
+        return hasattr(client, "scheduler_comm")
+    closed = getattr(getattr(batched, "comm", None), "closed", None)
+    return bool(closed()) if callable(closed) else False
+
+
+def nannies_of(server: Any) -> list[Any]:
+    """Name the Nannies by which a server runs its workers: itself, or those that it keeps in its attributes.
+
+    ``dask_cuda.CUDAWorker`` has a list of them, called ``nannies``; what it is called does not matter here.
+    """
+    if isinstance(server, Nanny):
+        return [server]
+    found: list[Any] = []
+    for value in getattr(server, "__dict__", {}).values():
+        members = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
+        )
+        found += [member for member in members if isinstance(member, Nanny) and member not in found]
+    return found
+
+
+def child_processes(server: Any) -> list[Any]:
+    """Name the processes of a server's workers: what has ``pid``, ``is_alive()`` and ``await kill()``.
+
+    A Nanny has its `WorkerProcess` as ``process``, and that an `AsyncProcess` as ``process``. Without these a worker that does
+    not come back in time is not killed by us, and its end is reported as a death.
+    """
+    holders = [getattr(nanny, "process", None) for nanny in nannies_of(server)]
+    processes = [getattr(holder, "process", None) for holder in holders]
+    return [process for process in processes if getattr(process, "pid", None)]
+
+
+def keep_port(nanny: Any) -> None:
+    """Have a worker come back under its address when its process is started again.
+
+    A Nanny starts it with ``process.worker_kwargs``, where ``port`` is 0. Without them it comes back at another address, and
+    a task that was submitted for the address before waits for ever.
+    """
+    keywords = getattr(getattr(nanny, "process", None), "worker_kwargs", None)
+    address = getattr(nanny, "worker_address", None)
+    if isinstance(keywords, dict) and address:
+        keywords["port"] = int(address.rsplit(":", 1)[1])
+
+
+def stay_ended(server: Any, reason: str) -> None:
+    """Tell the Nannies of a server that what ends now is not to be started again.
+
+    ``Nanny.close_gracefully`` says so. Without it Nannies may start again what dies while they are closed, and end it.
+    """
+    for nanny in nannies_of(server):
+        say = getattr(nanny, "close_gracefully", None)
+        if callable(say):
+            say(reason=reason)
+
+
+def off_the_path(server: Any) -> None:
+    """Take the directories of Nannies off ``sys.path``, from which nobody has anything to import.
+
+    Every `distributed.core.Server` puts its ``local_directory`` there. Otherwise each import looks through all of them.
+    """
+    for nanny in nannies_of(server):
+        directory = getattr(nanny, "local_directory", None)
+        if directory in sys.path:
+            sys.path.remove(directory)
+
+
+def correct_state(cluster: Any) -> None:
+    """Have a cluster start the workers of its ``worker_spec`` that it does not have yet, and wait for them.
+
+    ``SpecCluster._correct_state``; ``scale`` does the same without waiting, which is the way if it is gone.
+    """
+    correct = getattr(cluster, "_correct_state", None)
+    if callable(correct):
+        cluster.sync(correct)
+    else:
+        cluster.scale(len(cluster.worker_spec))
+        cluster.wait_for_workers(len(cluster.worker_spec))
+
+
+class ObservedCluster(LocalCluster):  # type: ignore[misc]
+    """A LocalCluster that shows its scheduler before it listens.
+
+    It makes the scheduler from ``scheduler_spec`` in ``_start`` (as all clusters do that are a `SpecCluster`). If that is gone,
+    the scheduler is shown once it runs.
+
+    Parameters
+    ----------
+    on_scheduler : callable
+        Is called with the scheduler.
+    keywords
+        Of LocalCluster.
+    """
+
+    def __init__(self, on_scheduler: Callable[[Any], object], **keywords: Any) -> None:
+        self._on_scheduler = on_scheduler
+        self._shown = False
+        super().__init__(**keywords)
+        if not self._shown:
+            on_scheduler(self.scheduler)
+
+    async def _start(self) -> None:
+        made = (getattr(self, "scheduler_spec", None) or {}).get("cls")
+        if callable(made) and not self._shown:
+
+            def make(**options: Any) -> Any:
+                scheduler = made(**options)
+                self._shown = True
+                self._on_scheduler(scheduler)
+                return scheduler
+
+            self.scheduler_spec["cls"] = make
+        await super()._start()
+
+
+def lose_worker(scheduler: Any, address: str) -> None:
+    """Have a scheduler forget a worker whose process is known to be gone; in the scheduler's event loop.
+
+    ``Scheduler.remove_worker`` gives its tasks to others at once. Without it Dask itself finds out, half a minute later.
+    """
+    remove = getattr(scheduler, "remove_worker", None)
+    if callable(remove):
+        scheduler.loop.add_callback(remove, address, stimulus_id=f"batchlet-host-lost-{time.time()}")
+
+
+def mp_context() -> Any:
+    """Give the context of multiprocessing that Dask's Nannies start their workers with.
+
+    ``distributed.utils.get_mp_context`` follows ``distributed.worker.multiprocessing-method``, as this does without it.
+    """
+    get = getattr(distributed.utils, "get_mp_context", None)
+    return (
+        get()
+        if callable(get)
+        else multiprocessing.get_context(dask.config.get("distributed.worker.multiprocessing-method"))
+    )
+
+
+def keep_preload() -> None:
+    """Keep Dask from replacing our list of what a fork server imports first by its own.
+
+    It does so once in a process, in ``get_mp_context``, and imports numpy and pandas into that process for it; the flag says
+    that it was done. Without the flag the start takes longer, and workers import more.
+    """
+    if hasattr(distributed.utils, "_forkserver_preload_set"):
+        distributed.utils._forkserver_preload_set = True
+
+
+def parse_configuration_once() -> None:
+    """Have each of Dask's configuration files parsed once, for this process and all that are forked from it.
+
+    Every worker reads them anew, by ``dask.config._load_config_file``. Without it each parses them for itself.
+    """
+    if hasattr(dask.config, "_load_config_file"):
+        dask.config._load_config_file = functools.cache(dask.config._load_config_file)
+        dask.config.collect()
+
+
+# What Dask imports while a worker starts (distributed 2026.8). A name that is missing costs time, and nothing else.
+_LATE_IMPORTS = (
+    "email.policy",
+    "importlib_metadata._adapters",
+    "multiprocessing.synchronize",
+    "tornado.platform.asyncio",
+)
+
+
+def warm_up(directory: str) -> None:
+    """Do once, in a running event loop, what every worker would do while it starts; nothing of it is ever started.
+
+    It makes a `Worker`, imports what Dask imports late, and looks up the versions of packages, which Dask keeps. If one of
+    these is gone, each worker does it for itself.
+
+    Parameters
+    ----------
+    directory : str
+        Where files may be made and left.
+    """
+    for name in _LATE_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+    get_versions()
+    Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)

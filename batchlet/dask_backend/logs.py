@@ -1,0 +1,155 @@
+"""What Dask logs in a process of ours."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+import warnings
+
+import dask.config
+
+from ..report import log_level, note
+from .compat.log_messages import (
+    SLOW_SCRATCH,
+    dead_worker,
+    is_broken_off,
+    is_failed_handshake,
+    is_late_connection,
+    is_restart,
+)
+
+__all__ = [
+    "DASK_LOG_LEVEL",
+    "configure_logging",
+    "expect_death",
+    "hush",
+    "logging_is_the_users",
+    "mention_strangers_once",
+    "report_deaths",
+]
+
+_SIGNAL = re.compile(r"signal (\d+)")
+_hushed = False
+_started = False
+_expected: set[int] = set()
+
+
+def DASK_LOG_LEVEL() -> int:  # noqa: N802
+    """Level of Dask's own loggers in our processes."""
+    return int(getattr(logging, log_level().upper()))
+
+
+def logging_is_the_users() -> bool:
+    """Whether the user has configured Dask's logging, which then stays as it is."""
+    return dask.config.get("logging", None) is not None
+
+
+def configure_logging() -> None:
+    """Keep Dask's loggers at ``BATCHLET_LOG_LEVEL`` ("warning"), unless the user has configured Dask's logging.
+
+    By default Dask logs every connection at level "info", which is 141 lines for a clean run of five ranks.
+    """
+    # Each worker would say that of its own directory. We say it once, of the one that has them all.
+    warnings.filterwarnings("ignore", SLOW_SCRATCH)
+    if logging_is_the_users():
+        return
+    for name in ("distributed", "tornado"):
+        logging.getLogger(name).setLevel(DASK_LOG_LEVEL())
+    mention_strangers_once()
+    # Bokeh warns of a wildcard that Dask itself has set.
+    logging.getLogger("bokeh").setLevel(max(DASK_LOG_LEVEL(), logging.ERROR))
+    # These two have handlers and levels of their own in Dask's defaults.
+    for name in ("distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(max(DASK_LOG_LEVEL(), logging.WARNING))
+    application = logging.getLogger("tornado.application")
+    if not any(isinstance(known, _Handshakes) for known in application.filters):
+        application.addFilter(_Handshakes())
+    nanny = logging.getLogger("distributed.nanny")
+    nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
+    if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
+        nanny.addFilter(_WorkerDeaths())
+
+
+class _Strangers(logging.Filter):
+    """Lets one line through about connections without the run's credentials: whoever makes thousands fills no log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not is_failed_handshake(record):
+            return True
+        if is_broken_off(record):
+            # It has not knocked: one of ours that did not want to wait any longer on a busy machine and tries again.
+            return False
+        said, self._said = self._said, True
+        return not said
+
+
+_strangers = _Strangers()
+
+
+def mention_strangers_once() -> None:
+    """Keep those who knock without the run's credentials from filling the log of this process."""
+    for name in ("distributed", "tornado"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_strangers)
+
+
+def _signal_name(match: re.Match[str]) -> str:
+    try:
+        return signal.Signals(int(match[1])).name
+    except ValueError:
+        return match[0]
+
+
+class _WorkerDeaths(logging.Filter):
+    """One line for each worker process that died, none for those that `client.restart` ended.
+
+    Dask's Nanny tells of a death at level "info" and of every restart, wanted or not, at level "warning".
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        pid = dead_worker(text)
+        if pid is not None:
+            if _started and not _hushed and pid not in _expected:
+                text = _SIGNAL.sub(_signal_name, text)
+                note(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
+            return False
+        # What fails at the start is raised as well, and reported by us.
+        if is_restart(text) or (not _started and record.exc_info):
+            return False
+        return record.levelno >= DASK_LOG_LEVEL()
+
+
+class _Handshakes(logging.Filter):
+    """Drops the traceback of a connection that was being made to a Nanny or worker at the moment of its end."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not is_late_connection(record.exc_info[1] if record.exc_info else None)
+
+
+def expect_death(pid: int) -> None:
+    """Do not report the end of this worker process."""
+    _expected.add(pid)
+
+
+def report_deaths() -> None:
+    """Report from now on worker processes that die: all are up."""
+    global _started
+    _started = True
+
+
+def hush() -> None:
+    """Hold Dask's chatter back while the run is being stopped on purpose: every connection that closes is a message."""
+    global _hushed
+    _hushed = True
+    if log_level() == "debug":
+        return
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,138 @@
+"""Which class runs a worker, and with what options: the one place that knows kinds of workers.
+
+A kind is a class of one of three shapes: Dask's Worker or one derived from it (a Nanny runs it in a process of its own), a
+Nanny, or any other server with their life cycle, which starts by being awaited and ends by ``close()``.
+``dask_cuda.CUDAWorker`` is of the third: it makes the Nannies itself, one for each GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import dask.config
+from distributed import Nanny, Worker
+
+from ..errors import SettingsError
+from ..network import LOOPBACK
+from ..plan import WorkerPlan
+from ..settings import Settings
+from .logs import DASK_LOG_LEVEL, logging_is_the_users
+from .workers import DISKS, RankContext, Site
+
+__all__ = ["worker_spec"]
+
+# A worker always has an HTTP server, which gives metrics and more to everybody: here it answers nothing, to nobody.
+_HTTP = "distributed.worker.http.routes"
+# What a Nanny takes from the configuration as well: the environment of its worker.
+_ENVIRON = "distributed.nanny.environ"
+
+
+def worker_spec(
+    plan: WorkerPlan, site: Site, settings: Settings, context: RankContext | None = None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Choose what makes the server of a worker, and its keyword arguments.
+
+    Parameters
+    ----------
+    plan : WorkerPlan
+        Name, threads and memory of the worker.
+    site : Site
+        Where it lives.
+    settings : Settings
+        What the user asked for.
+    context : RankContext, optional
+        The rank that it belongs to, where that is another process than this one.
+
+    Returns
+    -------
+    callable
+        To be called with the scheduler's address and the keyword arguments. What it gives is awaited to start it, and has
+        ``close()``.
+    dict of str to object
+        The keyword arguments: of ours those that the class takes, and all that the user has given.
+
+    Raises
+    ------
+    SettingsError
+        If the ``worker_class`` cannot be imported, or is no such class.
+    """
+    cls = _load(settings.worker_class)
+    given = settings.worker_options
+    config = {
+        DISKS: dask.config.get(DISKS),
+        **({} if settings.security is False else {_HTTP: []}),
+        **(given.get("config") or {}),
+    }
+    options: dict[str, Any] = {
+        "name": plan.name,
+        "nthreads": plan.threads,
+        "memory_limit": plan.memory,
+        "host": site.host,
+        "protocol": settings.protocol,
+        "local_directory": os.path.join(site.local_directory, str(plan.name)),  # noqa: PTH118
+        "security": site.security,
+        "silence_logs": None if logging_is_the_users() else DASK_LOG_LEVEL(),
+        "dashboard": False,
+        **({} if settings.security is False else {"dashboard_address": f"{LOOPBACK}:0"}),
+        **given,
+        **(context.options(given) if context is not None else {}),
+        "config": config,
+    }
+    if cls is None or issubclass(cls, Worker):
+        return Nanny, options if cls is None else {**options, "worker_class": cls}
+    if issubclass(cls, Nanny):
+        return cls, options
+    return _for_another(cls, options, set(given))
+
+
+def _for_another(cls: type, options: dict[str, Any], wanted: set[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Do without what a class of another kind does not take, or settles itself for the Nannies that it makes."""
+    parameters = inspect.signature(cls).parameters.values()
+    named = {parameter.name for parameter in parameters}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    # What takes all passes it on, beside an environment and a configuration of its own: CUDAWorker gives each Nanny a GPU.
+    ours = {"env", "config"} - named
+    config = dict(options["config"]) if "config" in ours else {}
+    if "env" in ours and options.get("env"):
+        config[_ENVIRON] = {**dask.config.get(_ENVIRON), **options["env"]}
+    if not any(options.get("preload_argv") or ()):
+        # One for each module to preload, where such a class adds words for those that it preloads itself.
+        ours.add("preload_argv")
+    passed = {
+        name: value
+        for name, value in options.items()
+        if name not in ours and (name in named or takes_all or name in wanted)
+    }
+
+    def make(address: str, **keywords: Any) -> Any:
+        with dask.config.set(config):
+            return cls(address, **keywords)
+
+    return make, passed
+
+
+def _load(worker_class: str | type | None) -> type | None:
+    if worker_class is None:
+        return None
+    cls: Any = worker_class
+    if isinstance(worker_class, str):
+        module, _, name = worker_class.rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise SettingsError(f'worker_class="{worker_class}" cannot be imported: {error}.') from None
+    if not isinstance(cls, type) or not (issubclass(cls, (Worker, Nanny)) or _is_server(cls)):
+        name = worker_class if isinstance(worker_class, str) else getattr(cls, "__qualname__", repr(cls))
+        raise SettingsError(
+            f'worker_class="{name}" is not a subclass of Dask\'s Worker or Nanny, nor a server that is started and ended as '
+            "they are (`await server`, `server.close()`): give the dotted name of such a class."
+        )
+    return cls
+
+
+def _is_server(cls: type) -> bool:
+    return hasattr(cls, "__await__") and callable(getattr(cls, "close", None))
