@@ -15,6 +15,7 @@ from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
+from . import dask_clients
 from .announce import announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 
@@ -120,8 +121,8 @@ class Session:
         """See the runner."""
         from distributed.core import Status
 
-        in_main = threading.current_thread() is threading.main_thread()
-        if self._start is not None and not in_main and self._disconnected():
+        start, in_main = self._start, threading.current_thread() is threading.main_thread()
+        if start is not None and not in_main and dask_clients.any_disconnected(start.address):
             # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
             # asks each time that it gives a sign of life, in the event loop that brings all results.
             lost = self._backend.root_cause(_MOMENT) is not None
@@ -231,9 +232,7 @@ class Session:
             self._closed = True
             return
         lost = self._loss(error)
-        for client in self._clients():
-            with contextlib.suppress(Exception):
-                client.close(timeout=self._rank.settings.stop_timeout)
+        dask_clients.close(self.started("the end").address, self._rank.settings.stop_timeout)
         outcome = None
         try:
             outcome = self._backend.stop()
@@ -250,9 +249,7 @@ class Session:
             self._closed = True
             return
         lost = self._loss(error)
-        for client in self._clients():
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.close(), self._rank.settings.stop_timeout)
+        await dask_clients.close_async(self.started("the end").address, self._rank.settings.stop_timeout)
         outcome = None
         try:
             outcome = await asyncio.to_thread(self._backend.stop)
@@ -294,24 +291,6 @@ class Session:
                 workers=start.workers,
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
             )
-
-    def _clients(self) -> list[Any]:
-        """Clients that are still connected to this cluster, by whatever way they found it."""
-        from distributed import Client
-
-        from ..dask_backend.compat.dask_internals import living
-
-        address = self.started("its clients").address
-        return [
-            client
-            for client in living(Client)
-            if client.status == "running" and getattr(client.scheduler, "address", None) == address
-        ]
-
-    def _disconnected(self) -> bool:
-        from ..dask_backend.compat.dask_internals import is_disconnected
-
-        return any(is_disconnected(client) for client in self._clients())
 
     # Errors
 

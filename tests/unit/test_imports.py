@@ -121,7 +121,7 @@ ROOMS = (
         (
             ("client",),
             ("client.backend",),
-            ("client.announce", "client.local", "client.ranks"),
+            ("client.announce", "client.dask_clients", "client.local", "client.ranks"),
             ("client.session",),
         ),
     ),
@@ -192,6 +192,15 @@ def test_no_module_imports_itself_in_a_circle():
         for module in free:
             del circle[module]
     assert sorted(circle) == [], "these modules import each other"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_longer_than_400_lines_and_no_class_longer_than_300(module):
+    text = source(module).read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert (node.end_lineno or 0) - node.lineno < 300, node.name
 
 
 def test_the_reader_of_imports_sees_what_there_is():

@@ -22,15 +22,31 @@ TEXTS = sorted(
 )
 
 
-def test_the_table_of_options_is_up_to_date():
-    path = ROOT / "docs" / "update_options.py"
-    spec = importlib.util.spec_from_file_location("update_options", path)
+def pages():
+    spec = importlib.util.spec_from_file_location("update_pages", ROOT / "docs" / "update_pages.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.table() in README
-    assert module.updated(README) == README, "run docs/update_options.py"
+    return module
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_what_is_made_from_the_code_is_up_to_date(name):
+    made = pages()
+    for content in made.PAGES[name].values():
+        assert content() in (ROOT / name).read_text()
+    assert made.page(name) == (ROOT / name).read_text(), "run docs/update_pages.py"
+
+
+def test_every_module_and_name_that_the_architecture_points_to_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text().split("<!-- flux -->")[0]
+    named = re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py): ([A-Za-z_.]+)`", text)
+    assert len(named) > 10
+    for file, name in named:
+        source = (ROOT / "batchlet" / file).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def|async def|class) {part}\b|^{part}\b", source, re.M), (file, name)
 
 
 def readme_codes() -> set[str]:

@@ -1,0 +1,50 @@
+"""Dask's clients of a cluster, by whatever way they have found it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+__all__ = ["any_disconnected", "close", "close_async"]
+
+
+def _of(address: str) -> list[Any]:
+    """Give the clients that are connected to the scheduler at this address."""
+    if "distributed" not in sys.modules:
+        return []
+    from distributed import Client
+
+    from ..dask_backend.compat.dask_internals import living
+
+    return [
+        client
+        for client in living(Client)
+        if client.status == "running" and getattr(client.scheduler, "address", None) == address
+    ]
+
+
+def any_disconnected(address: str) -> bool:
+    """Whether a client of this scheduler has lost its connection."""
+    clients = _of(address)
+    if not clients:
+        return False
+    from ..dask_backend.compat.dask_internals import is_disconnected
+
+    return any(is_disconnected(client) for client in clients)
+
+
+def close(address: str, timeout: float) -> None:
+    """Close the clients of a scheduler, each within so many seconds."""
+    for client in _of(address):
+        with contextlib.suppress(Exception):
+            client.close(timeout=timeout)
+
+
+async def close_async(address: str, timeout: float) -> None:
+    """Do as `close`, in an event loop."""
+    import asyncio
+
+    for client in _of(address):
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(client.close(), timeout)
