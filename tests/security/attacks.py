@@ -274,7 +274,7 @@ def http_paths() -> tuple[str, ...]:
 def intrusions(attacks: Sequence[Attack]) -> list[str]:
     """Those that got anything but a refusal: the end of the connection, a TLS alert, or the error of an HTTP server.
 
-    Rank 0's hub has nothing but a challenge for those who have not proved that they know the secret.
+    Rank 0's coordinator has nothing but a challenge for those who have not proved that they know the secret.
     """
     got = []
     for attack in attacks:

@@ -137,22 +137,30 @@ def test_control_they_do_get_in(pair: Pair) -> None:
         return {name for name, uid in opened.loot.found().items() if name.endswith("-plain") and uid == 0}
 
     opened.run.wait(lambda: len({name[:2] for name in robbed()}) >= expected, 10, "not all processes were robbed")
-    seen = {attack.how: attack.status for attack in opened.attacks if attack.status not in (0, 404)}
+    attacks = list(opened.attacks)
+    http = [one for one in opened.sockets if any(each.status and f":{one.port} (" in each.where for each in attacks)]
+
+    def seen() -> dict[str, int]:
+        return {attack.how: attack.status for attack in attacks if attack.status not in (0, 404)}
+
+    def metrics() -> set[str]:
+        return {attack.where for attack in attacks if (attack.how, attack.status) == ("http GET /metrics", 200)}
+
+    def missing() -> list[str]:
+        pages = {path for path in PAGES if seen().get(f"http GET {path}") != 200}
+        return sorted(pages if len(metrics()) > workers else pages | {"/metrics"})
 
     def all_pages_seen() -> bool:
         # Who looks first has the pages loaded, which takes a moment.
-        missing = [path for path in PAGES if seen.get(f"http GET {path}") != 200]
-        if missing:
-            again = attack_ports(opened.sockets, opened.points, opened.loot, paths=missing)
-            seen.update((attack.how, attack.status) for attack in again if attack.status not in (0, 404))
-        return not missing
+        if paths := missing():
+            attacks.extend(attack_ports(http, opened.points, opened.loot, paths=paths, standing=1))
+        return not missing()
 
-    eventually(all_pages_seen, 30, lambda: seen)
-    assert seen.get("http websocket /status/ws") == 101
-    assert seen.get("http websocket /eventstream") == 101
+    eventually(all_pages_seen, 30, lambda: (missing(), seen()))
+    assert seen().get("http websocket /status/ws") == 101
+    assert seen().get("http websocket /eventstream") == 101
     # HTTP of the workers too.
-    metrics = {attack.where for attack in opened.attacks if (attack.how, attack.status) == ("http GET /metrics", 200)}
-    assert len(metrics) == 1 + workers
+    assert len(metrics()) == 1 + workers
     if pair.mode not in ON_ONE_NODE:
         assert {name[3:6] for name in robbed()} == {f"{place:03}" for place in range(len(opened.points))}, (
             "not everywhere"
@@ -334,7 +342,7 @@ def test_a_client_on_another_node_gets_in_with_the_runs_credentials_only(pair: P
     assert "RESULT" not in kept_out.stdout
 
 
-HUB = """
+COORDINATOR = """
 import json, socket, ssl, sys
 host, port = sys.argv[1], int(sys.argv[2])
 for secure in (False, True):
@@ -362,11 +370,11 @@ for secure in (False, True):
 def test_the_coordinator_lets_nobody_in_without_the_secret(pair: Pair, which: str) -> None:
     """Batchlet's own port lets nobody in that does not know the secret, not even with all security off."""
     one = getattr(pair, which)
-    host, port = one.told["hub"]
+    host, port = one.told["coordinator"]
     # The challenge, which says nothing, is all there is to see.
     allowed = ("b'\\x15\\x03", 'b\'{"op":"challenge"')
     for point in one.points[:2]:
-        done = as_nobody(point, host, str(port), code=HUB)
+        done = as_nobody(point, host, str(port), code=COORDINATOR)
         said = [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
         assert said, done
         for text in said:

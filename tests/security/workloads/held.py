@@ -33,15 +33,15 @@ def client_of(runner):
 def tell(runner, client):
     credentials = getattr(runner.security, "credentials", None)
     # Wherever the runner keeps its record.
-    meeting = next((each for each in gc.get_objects() if isinstance(each, CoordinatorRecord)), None)
+    record = next((each for each in gc.get_objects() if isinstance(each, CoordinatorRecord)), None)
     link = runner.dashboard_link.split("/")
     told = {
         "dashboard": runner.dashboard_link,
         "scheduler": runner.scheduler_address,
         "workers": list(client.scheduler_info(n_workers=-1)["workers"]),
         "token": link[3] if len(link) == 5 else None,
-        "secret": meeting.secret if meeting else None,
-        "hub": [meeting.host, meeting.port] if meeting else None,
+        "secret": record.secret if record else None,
+        "coordinator": [record.host, record.port] if record else None,
         "run_id": runner.run_id,
         # As a user would hand it on to a client elsewhere.
         "pickle": base64.b64encode(pickle.dumps(runner.security)).decode(),
