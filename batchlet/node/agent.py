@@ -99,7 +99,7 @@ def host(orders: HostOrders, began: float) -> int:
                 from ..dask_backend import fork_server, processes, scratch, workers
                 from ..dask_backend.compat.tls_connections import defer_authorities
 
-            directory = stack.enter_context(scratch.scratch(orders.settings, os.environ, orders.info.run_id))
+            directory = stack.enter_context(scratch.scratch(orders.settings, os.environ, info.run_id, quiet=True))
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
