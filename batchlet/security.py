@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Credentials", "dashboard_token", "pinned", "unsafe"]
+__all__ = ["Credentials", "dashboard_token", "pinned", "swappable_by_group", "unsafe"]
 
 # The name that Dask's own temporary certificates carry; nobody checks it.
 _NAME = "dask-internal"
@@ -165,6 +165,43 @@ def unsafe(directory: str) -> str | None:
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             return f"{path} is writable for everybody, without the sticky bit (mode {mode:04o})"
     return None
+
+
+def swappable_by_group(directory: str) -> str | None:
+    """Say why a member of a group could put their own in the place of something of ours in a directory.
+
+    That is where it or one above it is writable for a group, without the sticky bit, as the directories of a project often are
+    (mode 2770). A group that is its user's own, as many systems make one for each user, has nobody else in it.
+    """
+    real = Path(directory).resolve()
+    for path in (real, *real.parents):
+        status = path.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & stat.S_IWGRP and not mode & stat.S_ISVTX and not _is_private(status.st_gid):
+            return f"{path} is writable for its group ({_group_name(status.st_gid)}), without the sticky bit (mode {mode:04o})"
+    return None
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is that of this user alone, or of root, who is trusted."""
+    import grp
+    import pwd
+
+    for uid in {os.geteuid(), 0}:
+        with contextlib.suppress(KeyError):
+            user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
+            if gid == user.pw_gid and group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}:
+                return True
+    return False
+
+
+def _group_name(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def dashboard_token(secret: str) -> str:

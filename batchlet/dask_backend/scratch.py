@@ -17,7 +17,7 @@ import dask.config
 
 from ..errors import SettingsError
 from ..report import note
-from ..security import unsafe
+from ..security import swappable_by_group, unsafe
 from ..settings import Settings
 from .compat.multiprocessing_internals import child_config
 
@@ -39,6 +39,10 @@ _STALE = 60.0
 _SEMAPHORES = "/dev/shm/sem."  # noqa: S108
 # Who ends well has removed its semaphores itself, and may have made some that the user still needs.
 _JANITOR = 'read -r end || rm -f -- "$0"-*; rm -rf -- "$@"'
+# Bytes of what a lock tells.
+_LONGEST_HOST = 1024
+# Where scratch goes if it may not be where the environment has it.
+_OTHERS = ("/tmp", "/var/tmp")  # noqa: S108
 # Seconds that making a directory takes on a file system that is no place for scratch.
 _SLOW = 1.0
 
@@ -65,7 +69,7 @@ def forget_scratch() -> None:
 
 
 @contextlib.contextmanager
-def scratch(settings: Settings, usual: Sequence[str], run_id: str) -> Iterator[str]:
+def scratch(settings: Settings, usual: Sequence[str], run_id: str, *, quiet: bool = False) -> Iterator[str]:
     """Make a directory of this process's own on node-local scratch, and see it removed at the end.
 
     Dask and multiprocessing put what they need into it as well.
@@ -80,18 +84,24 @@ def scratch(settings: Settings, usual: Sequence[str], run_id: str) -> Iterator[s
         Directories that this place has for scratch, the best one first.
     run_id : str
         The run, by which people shall know what the directory is for.
+    quiet : bool
+        Whether another process says where scratch is, if not in the first of them.
 
     Raises
     ------
     SettingsError
-        If the directory cannot be made.
+        If the directory cannot be made, or cannot be trusted.
     """
-    base = next(iter([*filter(None, [settings.local_directory]), *usual, tempfile.gettempdir()]))
+    wanted = settings.local_directory
+    candidates = [*usual, tempfile.gettempdir()]
+    base = wanted or candidates[0]
     began = time.monotonic()
     try:
-        if settings.local_directory:
+        if wanted:
             Path(base).mkdir(parents=True, exist_ok=True)
-        if problem := unsafe(base):
+        else:
+            base = _safe_from_groups(base, [*candidates, *_OTHERS], quiet=quiet)
+        if problem := unsafe(base) or swappable_by_group(base):
             raise SettingsError(
                 f"The scratch directory {base} cannot be trusted: {problem}, so that others could put their own files in the "
                 "place of the run's. Set local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) to a directory of your own."
@@ -140,10 +150,40 @@ def scratch(settings: Settings, usual: Sequence[str], run_id: str) -> Iterator[s
         _directories.difference_update((directory, sockets))
 
 
+def _safe_from_groups(base: str, others: Sequence[str], *, quiet: bool) -> str:
+    """Give another directory than one that the environment names, if members of a group could swap what is in it.
+
+    Nobody has chosen it for this run, and runs were started there before that was looked at: they go on, elsewhere.
+    """
+    problem = swappable_by_group(base)
+    if problem is None:
+        return base
+    for other in others:
+        with contextlib.suppress(OSError):
+            if os.access(other, os.W_OK | os.X_OK) and not unsafe(other) and not swappable_by_group(other):
+                if not quiet:
+                    note(
+                        f"scratch is in {other} instead of {base}: {problem}, so that its members could put their own files in "
+                        "the place of the run's; local_directory= (BATCHLET_DASK_CLUSTER__LOCAL_DIRECTORY) chooses another one"
+                    )
+                return other
+    return base
+
+
+def _this_host() -> str:
+    """Name this machine, since it was started last: processes here are sure to see each other's locks."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{os.uname().nodename} {boot}"
+
+
 def _lock(directory: str, *, new: bool) -> int | None:
     """Show others that a directory is in use, for as long as this process or one that is forked from it lives.
 
-    `None` if it is in use already, or none of ours, or on a file system without locks.
+    The file tells on which host it was made: a network file system may keep locks to the host that has taken them.
+
+    `None` if it is in use already, or none of ours, or of another host, or on a file system without locks.
     """
     descriptor: int | None = None
     try:
@@ -151,6 +191,10 @@ def _lock(directory: str, *, new: bool) -> int | None:
         descriptor = os.open(os.path.join(directory, _LOCK), os.O_RDWR | flags, 0o600)  # noqa: PTH118
         if not new and time.time() - os.fstat(descriptor).st_mtime < _STALE:
             raise BlockingIOError
+        if not new and os.read(descriptor, _LONGEST_HOST).decode("utf-8", "replace") != _this_host():
+            raise BlockingIOError
+        if new:
+            os.write(descriptor, _this_host().encode())
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         if descriptor is not None:

@@ -81,9 +81,9 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
                     from ..dask_backend import fork_server, processes, scratch, workers
                     from ..dask_backend.compat.tls_connections import defer_authorities
                 seen = look()
-            directory = stack.enter_context(
-                scratch.scratch(rank.settings, rank.environment.scratch_directories(os.environ), info.run_id)
-            )
+            usual = rank.environment.scratch_directories(os.environ)
+            # Rank 0's scheduler says where scratch is, for all.
+            directory = stack.enter_context(scratch.scratch(rank.settings, usual, info.run_id, quiet=True))
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")

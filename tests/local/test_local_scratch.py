@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from run_helpers import WORKLOADS, Place, Run, json_line
 
 sys.path.append(str(WORKLOADS.parent))
@@ -121,3 +122,18 @@ def test_what_a_dead_worker_had_spilled_is_gone_when_it_is_back(python: Run) -> 
         assert (look["http"], look["routes"], look["target"]) == (404, [], 0.5), found
         # Who looks at the dashboard sees the node's disks.
         assert look["disks"] == Path("/proc/diskstats").exists(), found
+
+
+@pytest.mark.parametrize("where", ["another host", "another boot", "nobody says where"])
+def test_what_a_run_on_another_host_has_made_is_left_alone(place: Place, where: str) -> None:
+    """On a network file system its lock may not be seen here, and the run may live."""
+    node, boot = os.uname().nodename, Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    made_on = {"another host": f"not-{node} {boot}", "another boot": f"{node} {boot[::-1]}", "nobody says where": ""}
+    theirs, ours = place.tmp / "batchlet-local-theirs", place.tmp / "batchlet-local-ours"
+    for path, host in ((theirs, made_on[where]), (ours, f"{node} {boot}")):
+        path.mkdir()
+        (path / ".batchlet-lock").write_text(host)
+        grow_old(path)
+    run = Running(place, sys.executable, str(FAULTS), "fine", env=ENV)
+    assert run.finish(40).rc == 0
+    assert directories(place) == {theirs}

@@ -1,0 +1,612 @@
+"""What `batchlet.dask_backend.compat` relies on in Dask, Tornado and CPython: a version that differs fails here, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.popen_forkserver import Popen
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
+from tornado import iostream
+from tornado.routing import RuleRouter
+
+from batchlet.dask_backend.compat import (
+    dask_internals,
+    http_servers,
+    log_messages,
+    multiprocessing_internals,
+    tls_connections,
+)
+from batchlet.dask_backend.tls import RunSecurity
+from batchlet.security import Credentials
+
+Run = Callable[[Callable[[Any, Any], Any]], Any]
+
+
+def child(code: str, *, timeout: float = 60) -> str:
+    """Run Python in a process of its own, which may be changed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Said(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def listening_to(name: str, level: int = logging.INFO) -> Any:
+    logger, said = logging.getLogger(name), Said()
+    before = logger.level
+    logger.addHandler(said)
+    logger.setLevel(level)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(before)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.01)
+
+
+# dask_internals
+
+
+def test_living_and_is_disconnected(cluster: Run) -> None:
+    """Clients, workers and nannies are in a set of their class; a client whose scheduler is gone has a closed connection."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        assert nanny in dask_internals.living(Nanny)
+        async with Client(scheduler.address, asynchronous=True) as client:
+            assert client in dask_internals.living(Client)
+            assert not dask_internals.is_disconnected(client)
+            client.scheduler_comm.comm.abort()
+            assert dask_internals.is_disconnected(client)
+        async with Worker(scheduler.address, nthreads=1, host="127.0.0.1") as worker:
+            assert worker in dask_internals.living(Worker)
+
+    cluster(use)
+
+
+def test_nannies_of_and_child_processes(cluster: Run) -> None:
+    """A Nanny's process has a number, says whether it lives, and can be killed."""
+
+    class Several:
+        def __init__(self, nanny: Any) -> None:
+            self.others, self.by_name, self.name = [nanny], {"a": nanny}, "several"
+
+    async def use(_scheduler: Any, nanny: Any) -> None:
+        assert dask_internals.nannies_of(nanny) == [nanny]
+        assert dask_internals.nannies_of(Several(nanny)) == [nanny]
+        [process] = dask_internals.child_processes(Several(nanny))
+        assert process.is_alive()
+        dask_internals.stay_ended(nanny, "test")
+        await process.kill()
+        await until(lambda: not process.is_alive())
+        with pytest.raises(OSError, match="No such process"):
+            os.kill(process.pid, 0)
+
+    cluster(use)
+
+
+def test_worker_process_is_called_as_expected(cluster: Run) -> None:
+    """By this name its start is told from that of the user's own processes."""
+
+    async def use(_scheduler: Any, nanny: Any) -> None:
+        [process] = dask_internals.child_processes(nanny)
+        assert process.name == dask_internals.WORKER_PROCESS
+
+    cluster(use)
+
+
+def test_keep_port(cluster: Run) -> None:
+    """A worker whose process is started again has the address that it had."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        dask_internals.keep_port(nanny)
+        before, [process] = nanny.worker_address, dask_internals.child_processes(nanny)
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not process.is_alive())
+        await until(lambda: nanny.status.name == "running" and nanny.worker_address in scheduler.workers)
+        assert nanny.worker_address == before
+
+    cluster(use)
+
+
+def test_stay_ended(cluster: Run) -> None:
+    """A worker that dies then is not started again."""
+
+    async def use(_scheduler: Any, nanny: Any) -> None:
+        [process] = dask_internals.child_processes(nanny)
+        dask_internals.stay_ended(nanny, "test")
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not process.is_alive())
+        await asyncio.sleep(0.5)
+        assert dask_internals.child_processes(nanny) in ([], [process])
+
+    cluster(use)
+
+
+def test_off_the_path(cluster: Run) -> None:
+    """A Nanny puts its directory on the path."""
+
+    async def use(_scheduler: Any, nanny: Any) -> None:
+        assert nanny.local_directory in sys.path
+        dask_internals.off_the_path(nanny)
+        assert nanny.local_directory not in sys.path
+
+    cluster(use)
+
+
+def test_observed_cluster_and_correct_state(tmp_path: Path) -> None:
+    """A LocalCluster's scheduler is seen before it listens, and the workers of a changed specification are there."""
+    seen = []
+    cluster = dask_internals.ObservedCluster(
+        lambda scheduler: seen.append((scheduler, scheduler.status.name)),
+        n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1", scheduler_kwargs={"dashboard": False},
+    )  # fmt: skip
+    with cluster:
+        assert isinstance(cluster, LocalCluster)
+        assert seen == [(cluster.scheduler, "init")]
+        options = {"nthreads": 1, "name": "x", "host": "127.0.0.1", "local_directory": str(tmp_path)}
+        cluster.worker_spec["x"] = {"cls": lambda address, **given: Nanny(address, **given), "options": options}
+        dask_internals.correct_state(cluster)
+        assert [state.name for state in cluster.scheduler.workers.values()] == ["x"]
+
+
+def test_lose_worker(cluster: Run) -> None:
+    """A scheduler that is told forgets a worker at once."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        assert nanny.worker_address in scheduler.workers
+        dask_internals.stay_ended(nanny, "test")
+        dask_internals.lose_worker(scheduler, nanny.worker_address)
+        await until(lambda: not scheduler.workers)
+
+    cluster(use)
+
+
+def test_mp_context_and_keep_preload() -> None:
+    """Dask's context follows its configuration, and leaves our list alone if it is told that it has set its own."""
+    code = """
+import dask, multiprocessing.forkserver as f, sys
+from batchlet.dask_backend.compat import dask_internals as d
+with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+    d.keep_preload()
+    print(d.mp_context().get_start_method(), "distributed" in (getattr(f._forkserver, "_preload_modules", None) or []))
+import distributed.utils
+print(distributed.utils._forkserver_preload_set, callable(distributed.utils.get_mp_context))
+"""
+    assert child(code) == "forkserver False\nTrue True\n"
+
+
+def test_parse_configuration_once() -> None:
+    """`dask.config.collect` reads files by the function that is made to remember."""
+    code = """
+import os, tempfile
+directory = tempfile.mkdtemp()
+open(os.path.join(directory, "dask.yaml"), "w").write("batchlet-test: 1")
+os.environ["DASK_CONFIG"] = directory
+import dask.config
+from batchlet.dask_backend.compat import dask_internals
+dask_internals.parse_configuration_once()
+dask.config.collect()
+print(dask.config._load_config_file.cache_info().hits > 0, dask.config.get("batchlet-test"))
+"""
+    assert child(code) == "True 1\n"
+
+
+def test_warm_up(tmp_path: Path) -> None:
+    """A worker can be made without starting it, and starts no thread."""
+    code = f"""
+import asyncio, threading
+from batchlet.dask_backend.compat import dask_internals
+
+async def main():
+    dask_internals.warm_up({str(tmp_path)!r})
+
+asyncio.run(main())
+print(threading.active_count())
+"""
+    assert child(code) == "1\n"
+
+
+# http_servers
+
+
+async def fetch(port: int, path: str) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
+
+
+def test_route_pages_and_http_address() -> None:
+    """Who asks a scheduler for a page is answered by the router that we give, and its own is known."""
+
+    async def main() -> None:
+        options = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0", "http_prefix": "secret"}
+        async with Scheduler(host="127.0.0.1", **options) as scheduler:
+            address = http_servers.http_address(scheduler)
+            assert address is not None
+            assert address[0] == "127.0.0.1"
+            assert await fetch(address[1], "/secret/health") == 200
+            http_servers.route(scheduler, RuleRouter([]))
+            assert await fetch(address[1], "/secret/health") == 404
+            http_servers.route(scheduler, http_servers.pages(scheduler))
+            assert await fetch(address[1], "/secret/health") == 200
+
+    asyncio.run(main())
+
+
+def test_connect_dashboard() -> None:
+    """The dashboard can be added to a scheduler that was made without."""
+    pytest.importorskip("bokeh")
+
+    async def main() -> None:
+        options = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0", "http_prefix": "secret"}
+        async with Scheduler(host="127.0.0.1", **options) as scheduler:
+            address = http_servers.http_address(scheduler)
+            assert address is not None
+            assert await fetch(address[1], "/secret/status") == 404
+            http_servers.connect_dashboard(scheduler, "secret")
+            assert await fetch(address[1], "/secret/status") == 200
+
+    asyncio.run(main())
+
+
+def test_deafen_workers() -> None:
+    """A worker of a run with TLS knows no page, whatever its options are."""
+    code = """
+import asyncio
+from distributed import Scheduler, Worker
+from batchlet.dask_backend.compat import http_servers
+from batchlet.dask_backend.tls import RunSecurity
+from batchlet.security import Credentials
+http_servers.deafen_workers()
+security = RunSecurity(Credentials.generate())
+
+async def main():
+    async with Scheduler(port=0, dashboard_address="127.0.0.1:0", host="tls://127.0.0.1", security=security) as scheduler:
+        async with Worker(scheduler.address, security=security, nthreads=1, host="127.0.0.1") as worker:
+            reader, writer = await asyncio.open_connection("127.0.0.1", worker.http_server.port)
+            writer.write(b"GET /health HTTP/1.0\\r\\n\\r\\n")
+            print((await reader.readline()).split()[1].decode())
+            writer.close()
+
+asyncio.run(main())
+"""
+    assert child(code) == "404\n"
+
+
+# log_messages
+
+
+def test_dead_worker_and_is_restart(cluster: Run) -> None:
+    """What a Nanny says of a worker process that was killed, and of starting it again."""
+
+    async def use(_scheduler: Any, nanny: Any) -> list[str]:
+        [process] = dask_internals.child_processes(nanny)
+        with listening_to("distributed.nanny") as said:
+            os.kill(process.pid, signal.SIGKILL)
+            await until(lambda: any(log_messages.is_restart(record.getMessage()) for record in said.records))
+        [pid] = [pid for record in said.records if (pid := log_messages.dead_worker(record.getMessage())) is not None]
+        assert pid == process.pid
+        return [record.getMessage() for record in said.records]
+
+    assert any("signal 9" in text for text in cluster(use))
+
+
+def test_is_failed_handshake_and_is_broken_off() -> None:
+    """What is said of a connection without the run's credentials, and of one that was given up."""
+    security = RunSecurity(Credentials.generate())
+
+    async def main() -> None:
+        options = {"port": 0, "dashboard_address": "127.0.0.1:0"}
+        async with Scheduler(host="tls://127.0.0.1", security=security, **options) as scheduler:
+            with listening_to("distributed.comm.tcp") as dask_said, listening_to("tornado.general") as tornado_said:
+                for words in (b"rubbish, and more than a few bytes", b""):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", scheduler.port)
+                    writer.write(words)
+                    if not words:
+                        writer.write_eof()
+                    await reader.read()
+                    writer.close()
+                await until(lambda: len(dask_said.records) >= 2)
+            records = [*dask_said.records, *tornado_said.records]
+            assert all(log_messages.is_failed_handshake(record) for record in records), records
+            assert [log_messages.is_broken_off(record) for record in dask_said.records].count(False) >= 1
+
+    asyncio.run(main())
+
+
+def test_is_late_connection() -> None:
+    """What a listener raises when a connection comes while it is stopped."""
+    from distributed.comm import listen
+
+    async def main() -> None:
+        listener = await listen("tcp://127.0.0.1:0", lambda _: None)
+        listener.stop()
+        with pytest.raises(ValueError, match="") as caught:
+            listener.get_host_port()
+        assert log_messages.is_late_connection(caught.value)
+
+    asyncio.run(main())
+
+
+def test_slow_scratch() -> None:
+    """Dask warns of directories that are slow in these words."""
+    source = inspect.getsource(importlib.import_module("distributed.core")) + inspect.getsource(
+        importlib.import_module("distributed.diskutils")
+    )
+    assert log_messages.SLOW_SCRATCH in source
+
+
+def test_is_task_of_the_end() -> None:
+    """A worker that ends says so of its own tasks in these words."""
+    source = inspect.getsource(importlib.import_module("distributed.worker_state_machine"))
+    assert 'ended with CancelledError")' in source
+    assert log_messages.is_task_of_the_end("Async instruction for <Task> ended with CancelledError")
+
+
+def test_is_told_by_the_nanny() -> None:
+    """A worker that does not start says so in these words."""
+    source = inspect.getsource(importlib.import_module("distributed.nanny"))
+    assert 'f"Failed to {failure_type} worker"' in source
+    for kind in ("initialize", "start"):
+        assert f'failure_type = "{kind}"' in source
+        assert log_messages.is_told_by_the_nanny(f"Failed to {kind} worker")
+
+
+# multiprocessing_internals
+
+
+def test_child_config() -> None:
+    """Where sockets and semaphores of children are made can be chosen."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    assert multiprocessing_internals.child_config() is config
+    assert "semprefix" in config
+    code = """
+import multiprocessing.util, tempfile
+from batchlet.dask_backend.compat.multiprocessing_internals import child_config
+child_config()["tempdir"] = place = tempfile.mkdtemp()
+print(multiprocessing.util.get_temp_dir() == place)
+"""
+    assert child(code) == "True\n"
+
+
+def test_altered_preparation() -> None:
+    """What a process is to do first can be changed, for each name."""
+    from multiprocessing import spawn
+
+    before = spawn.get_preparation_data
+
+    def alter(name: str, data: dict[str, Any]) -> None:
+        data["seen"] = name
+
+    with multiprocessing_internals.altered_preparation(alter):
+        data = spawn.get_preparation_data("mine")
+        assert data["seen"] == "mine"
+        assert "sys_path" in data
+    assert spawn.get_preparation_data is before
+    assert {"init_main_from_name", "init_main_from_path"} & set(inspect.getsource(before).replace("'", " ").split())
+
+
+def test_true_exit_codes() -> None:
+    """All that ask for an exit code ask `Popen.poll`, and that has the parts that it is made of here."""
+    assert list(inspect.signature(Popen.poll).parameters) == ["self", "flag"]
+    before = Popen.poll
+    with multiprocessing_internals.true_exit_codes():
+        assert Popen.poll is not before
+    assert Popen.poll is before
+
+
+FORKS = """
+import multiprocessing, os, socket, sys, tempfile, threading
+from batchlet.dask_backend.compat import multiprocessing_internals as m
+
+def fork(work, needs):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+if __name__ == "__main__":
+    assert m.may_adopt_fork_server()
+    assert m.adopt_tracker(fork)
+    assert m.tracker_file()
+    listener = socket.socket(socket.AF_UNIX)
+    address = os.path.join(tempfile.mkdtemp(), "s")
+    listener.bind(address)
+    listener.listen()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.close(writer)
+        m.serve_forks(listener.fileno(), reader)
+        os._exit(0)
+    os.close(reader)
+    m.adopt_fork_server(pid, address, writer)
+    process = multiprocessing.get_context("forkserver").Process(target=os.getppid)
+    process.start()
+    process.join()
+    semaphore = multiprocessing.get_context("forkserver").Lock()
+    del semaphore
+    print(process.exitcode)
+    print(m.end_fork_server() == pid)
+    m.run_finalizers()
+    m.stop_helpers()
+    print(m.tracker_file())
+"""
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="3.14 starts its fork server in another way, which is left alone"
+)
+def test_adopt_fork_server_and_tracker() -> None:
+    """Processes of ours are taken as fork server and resource tracker, and end when they are told."""
+    assert child(FORKS) == "0\nTrue\n0\n"
+
+
+def test_start_quiet_tracker_and_forget_tracker() -> None:
+    """The tracker is started with our options for warnings, and forgotten in a child."""
+    code = """
+from batchlet.dask_backend.compat import multiprocessing_internals as m
+m.start_quiet_tracker()
+from multiprocessing.resource_tracker import _resource_tracker as tracker
+words = open(f"/proc/{tracker._pid}/cmdline").read().split("\\0")
+print("ignore:resource_tracker" in " ".join(words), m.tracker_file() > 0)
+m.forget_tracker()
+print(m.tracker_file())
+"""
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("reads /proc")
+    assert child(code) == "True True\n0\n"
+
+
+# tls_connections
+
+
+def test_memory_security() -> None:
+    """Dask asks for the contexts of both sides where they come from memory, and for what it shows."""
+    security = RunSecurity(Credentials.generate())
+    listen, connect = security.get_listen_args("scheduler"), security.get_connection_args("client")
+    assert listen["ssl_context"] is security.make_context(ssl.Purpose.CLIENT_AUTH)
+    assert connect["ssl_context"] is security.make_context(ssl.Purpose.SERVER_AUTH)
+    assert listen["require_encryption"]
+    assert connect["require_encryption"]
+    assert "PRIVATE" not in repr(security)
+    assert "PRIVATE" not in security._repr_html_()
+
+
+def test_defer_authorities() -> None:
+    """From Tornado 6.6 the context is made by a function that can be put off; before, it is there already."""
+    import tornado
+
+    expected = callable(iostream._client_ssl_defaults)
+    assert expected == (tornado.version_info >= (6, 6))
+    tls_connections.defer_authorities()
+    assert callable(iostream._client_ssl_defaults) == expected
+
+
+def test_limit_handshakes() -> None:
+    """Connections that say nothing are given up after a while, and the listener is as before at the end."""
+    from distributed.comm.tcp import TLSListener
+
+    before = TLSListener._handle_stream, TLSListener._prepare_stream
+    security = RunSecurity(Credentials.generate())
+
+    async def main() -> None:
+        options = {"port": 0, "dashboard_address": "127.0.0.1:0"}
+        async with Scheduler(host="tls://127.0.0.1", security=security, **options) as scheduler:
+            with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+                reader, writer = await asyncio.open_connection("127.0.0.1", scheduler.port)
+                began = time.monotonic()
+                with contextlib.suppress(OSError):
+                    assert await asyncio.wait_for(reader.read(), 10) == b""
+                assert 0.2 < time.monotonic() - began < 5
+                writer.close()
+            async with Client(scheduler.address, security=security, asynchronous=True) as client:
+                assert await client.run_on_scheduler(lambda: 42) == 42
+
+    with warnings.catch_warnings(), tls_connections.limited_handshakes():
+        assert not tls_connections.limit_handshakes(), "it is done already"
+        asyncio.run(main())
+    assert (TLSListener._handle_stream, TLSListener._prepare_stream) == before
+
+
+FLOOD = """
+import asyncio, os, resource, socket, sys
+from distributed import Client, Scheduler
+from batchlet.dask_backend.compat import tls_connections
+from batchlet.dask_backend.tls import RunSecurity
+from batchlet.security import Credentials
+
+HELLO = b"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03"
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 4096))
+security = RunSecurity(Credentials.generate())
+FLOODER = '''
+import os, resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+held = []
+for number in range(2000):
+    connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 30)
+    held.append(connection)
+    try:
+        if number % 3:
+            connection.sendall(sys.argv[2].encode("latin-1") if number % 3 == 1 else os.urandom(100))
+    except OSError:
+        pass
+print("hanging", flush=True)
+sys.stdin.read()
+'''
+
+async def main():
+    tls_connections.limit_handshakes()
+    async with Scheduler(port=0, dashboard_address="127.0.0.1:0", host="tls://127.0.0.1", security=security) as scheduler:
+        async with Client(scheduler.address, security=security, asynchronous=True) as old:
+            command = [sys.executable, "-c", FLOODER, str(scheduler.port), HELLO.decode("latin-1").replace("\\0", "\\x01")]
+            pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+            flooder = await asyncio.create_subprocess_exec(*command, **pipes)
+            await asyncio.wait_for(flooder.stdout.readline(), 60)
+            print(await old.run_on_scheduler(lambda: 41))
+            async with Client(scheduler.address, security=security, asynchronous=True) as new:
+                print(await new.run_on_scheduler(lambda: 42))
+            print(len(os.listdir("/dev/fd")) < 400)
+            flooder.stdin.close()
+            await flooder.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_limit_handshakes_under_a_flood() -> None:
+    """2,000 connections that stay unfinished, with 400 open files: who is there stays, who comes gets in."""
+    done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "41\n42\nTrue\n"
+    assert "Too many open files" not in done.stderr
+
+
+def test_every_function_has_its_test() -> None:
+    """Each public name of the package is named by a test of this file."""
+    modules = (dask_internals, http_servers, log_messages, multiprocessing_internals, tls_connections)
+    text = Path(__file__).read_text()
+    assert [name for module in modules for name in module.__all__ if text.count(name) < 1] == []
+    assert socket
