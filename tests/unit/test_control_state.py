@@ -250,6 +250,33 @@ def test_after_the_deadline_nobody_is_waited_for():
     assert world.done(e.StopServing) == [e.StopServing()]
 
 
+def test_a_worker_that_has_taken_leave_is_not_lost():
+    world = ready()
+    world.says("agent-2", m.Closed())
+    world.leave("agent-2")
+    assert world.state.phase == RUNNING
+    assert world.done(e.NoteLoss) == []
+
+
+def test_a_cluster_without_workers_is_a_failure():
+    world = World("1 2")
+    world.client()
+    world.worker(2, workers=0)
+    world.own(STARTED)
+    [report] = world.done(e.Report)
+    assert str(report.error) == "No rank is left that hosts workers."
+
+
+@pytest.mark.parametrize("quorum", [1, 2])
+def test_at_the_deadline_enough_workers_are_not_enough_without_the_client(quorum):
+    world = World(quorum=quorum)
+    world.worker(2)
+    world.worker(3)
+    world.running(2, 3)
+    world.fire("deadline")
+    assert world.state.phase == FAILED
+
+
 def test_the_record_is_kept_for_those_who_are_late():
     world = World(quorum=1)
     world.client()
@@ -382,9 +409,10 @@ USUAL = (
 
 @st.composite
 def stories(draw: st.DrawFn) -> list[str]:
-    """Any events in any order, or those of an ordinary run up to some point with others among them."""
+    """Those of an ordinary run up to some point, less some of them, and any others in between."""
     anything = st.lists(st.sampled_from(sorted(STEPS)), max_size=25)
-    usual = list(USUAL[: draw(st.integers(0, len(USUAL)))])
+    left_out = draw(st.sets(st.sampled_from(USUAL), max_size=3))
+    usual = [step for step in USUAL[: draw(st.integers(0, len(USUAL)))] if step not in left_out]
     for step in draw(anything):
         usual.insert(draw(st.integers(0, len(usual))), step)
     return usual
