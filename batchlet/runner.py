@@ -87,17 +87,17 @@ class BatchletRunner:
     @property
     def mode(self) -> str:
         """How this process was started: "mpi", "slurm", "allocation", "local", or as another package calls it."""
-        return self._session.mode
+        return self._session.rank.info.mode
 
     @property
     def role(self) -> str:
         """What this process is: "scheduler", "client", "worker", or "local" for all in one."""
-        return self._session.role
+        return self._session.rank.role
 
     @property
     def run_id(self) -> str:
         """Name of this run, the same on all its ranks."""
-        return self._session.run_id
+        return self._session.rank.info.run_id
 
     @property
     def plan(self) -> Plan:

@@ -57,7 +57,7 @@ class Session:
         try:
             settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
-                self._known, self._made = self._outer._rank, self._outer._backend
+                self._known, self._made = self._outer.rank, self._outer._backend
                 if options:
                     report.note(
                         f"{', '.join(options)}: without effect here, since this script runs inside `python -m batchlet`"
@@ -73,21 +73,6 @@ class Session:
         (self._outer or self)._callbacks.append(callback)
 
     # What the user can ask of a runner
-
-    @property
-    def mode(self) -> str:
-        """See the runner."""
-        return self._rank.info.mode
-
-    @property
-    def role(self) -> str:
-        """See the runner."""
-        return self._rank.role
-
-    @property
-    def run_id(self) -> str:
-        """See the runner."""
-        return self._rank.info.run_id
 
     @property
     def plan(self) -> Plan:
@@ -136,7 +121,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._start is not None else "not started"
-        return f"<BatchletRunner {self.run_id}: {self.mode}, {self.role}, {state}>"
+        return f"<BatchletRunner {self.rank.info.run_id}: {self.rank.info.mode}, {self.rank.role}, {state}>"
 
     # Entering
 
@@ -211,11 +196,11 @@ class Session:
         """Handle signals from here on, where the user's code is or will be."""
         from ..control.signals import ClientGuard, handled
 
-        if self.role not in (CLIENT, LOCAL):
+        if self.rank.role not in (CLIENT, LOCAL):
             # Until it has met the others, this rank can only end.
             self._stack.enter_context(handled(_end_by_signal))
             return
-        settings = self._rank.settings
+        settings = self.rank.settings
         self._guard = ClientGuard(
             grace=settings.grace,
             stop_timeout=settings.stop_timeout,
@@ -232,7 +217,7 @@ class Session:
             self._closed = True
             return
         lost = self._loss(error)
-        dask_clients.close(self.started("the end").address, self._rank.settings.stop_timeout)
+        dask_clients.close(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
             outcome = self._backend.stop()
@@ -249,7 +234,7 @@ class Session:
             self._closed = True
             return
         lost = self._loss(error)
-        await dask_clients.close_async(self.started("the end").address, self._rank.settings.stop_timeout)
+        await dask_clients.close_async(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
             outcome = await asyncio.to_thread(self._backend.stop)
@@ -280,7 +265,7 @@ class Session:
         start = self.started("the end")
         self._closed = True
         Session.active = None
-        if self._rank.settings.timeline and outcome is not None:
+        if self.rank.settings.timeline and outcome is not None:
             for line in timeline.lines({"the client": self._marks, **outcome.timelines}):
                 report.note(line)
         self._stack.close()
@@ -295,7 +280,8 @@ class Session:
     # Errors
 
     @property
-    def _rank(self) -> Rank:
+    def rank(self) -> Rank:
+        """Who this process is."""
         if self._made is not None:
             return self._made.rank
         assert self._known is not None
@@ -316,7 +302,7 @@ class Session:
         """Whether this process prints an error that rank 0 has not printed."""
         if error.same_on_every_rank:
             return self._speaks()
-        info = self._rank.info
+        info = self.rank.info
         # Without a word from rank 0, all others run into the same: one on each node says so.
         others = [rank for rank in info.local_ranks if rank != 0]
         return self._backend.connected or info.rank in (0, *others[:1])

@@ -22,6 +22,7 @@ from . import events as e
 from . import messages as m
 from . import wording
 from .outbox import Outbox
+from .pulse import Pulse
 from .roster import Peer, Roster
 
 __all__ = ["DEADLINE", "FAILED", "RUNNING", "STARTING", "STOPPING", "Rules", "State"]
@@ -82,7 +83,6 @@ class State:
         self._phase = STARTING
         self._failure: EndError | None = None
         self._ending = False
-        self._taken = False
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, rules.node)
         self._roster = Roster(rules.participants, rules.node)
         self._out = Outbox(self._roster)
@@ -90,8 +90,7 @@ class State:
         self._facts: Mapping[str, Sequence[Any]] | None = None
         self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
-        # Seconds since the scheduler's last sign of life; `None` before the first one.
-        self._silence: float | None = None
+        self._pulse = Pulse()
 
     @property
     def phase(self) -> str:
@@ -170,10 +169,8 @@ class State:
             case m.SchedulerDied(how):
                 self._scheduler_lost(how)
             case m.SocketTaken(user):
-                # Whoever does so does it on all nodes; one line is enough.
-                if not self._taken:
-                    self._out.add(e.NoteLoss(wording.socket_taken(peer.node, user)))
-                self._taken = True
+                # One line is enough: whoever does so does it on all nodes.
+                self._out.add_once(e.NoteLoss(wording.socket_taken(peer.node, user)))
             case m.Done():
                 self._stop()
             case m.Timeline(who, marks):
@@ -184,8 +181,7 @@ class State:
     def _hear_scheduler(self, message: m.Message) -> None:
         match message:
             case m.Beat():
-                # Below zero: what the clock tells next began before this, and does not count.
-                self._silence = -1.0
+                self._pulse.beat()
             case m.WorkerJoined(worker):
                 self._roster.joined.add(worker)
                 self._check_ready()
@@ -265,11 +261,8 @@ class State:
 
     def _watch_scheduler(self, seconds: float) -> None:
         """End the run when the scheduler's event loop is blocked for good; a busy one catches up."""
-        if self._silence is None:
-            return
-        self._silence = self._silence + seconds if self._silence >= 0 else 0.0
         limit = self._rules.scheduler_timeout
-        if self._phase == RUNNING and self._silence > limit:
+        if self._pulse.silence_after(seconds) > limit and self._phase == RUNNING:
             text = f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout)."
             self._fail(ClusterLostError(text))
 

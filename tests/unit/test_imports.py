@@ -61,7 +61,7 @@ ROOMS = (
         "control",
         (
             ("control",),
-            ("control.messages", "control.signals"),
+            ("control.messages", "control.pulse", "control.signals"),
             ("control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
