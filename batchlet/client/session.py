@@ -477,6 +477,8 @@ class Run:
 
     def _leave(self) -> None:
         """Tell rank 0 that the run is over, and wait until the workers are gone."""
+        if self._guard is not None and isinstance(self._guard.error, TerminatedError):
+            self._environment.keep_exit_code(os.environ)
         if self._notes is not None:
             self._notes.remove_note()
         connection = self._rank.connection
