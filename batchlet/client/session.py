@@ -205,9 +205,18 @@ class Session:
             grace=settings.grace,
             stop_timeout=settings.stop_timeout,
             callbacks=self._callbacks,
-            leave=self._backend.let_go,
+            leave=self._let_go,
         )
         self._stack.enter_context(self._guard.watch())
+
+    def _let_go(self) -> None:
+        """Let the others know that this process is about to be ended the hard way; in a thread of the guard."""
+        self._keep_exit_code()
+        self._backend.let_go()
+
+    def _keep_exit_code(self) -> None:
+        if self._guard is not None and isinstance(self._guard.error, TerminatedError):
+            self.rank.environment.keep_exit_code(os.environ)
 
     # Leaving
 
@@ -251,6 +260,7 @@ class Session:
         # Dask may notice that its scheduler is gone a moment before we do.
         cause_elsewhere = self._backend.root_cause(_MOMENT) if from_dask else None
         self._guard.end()
+        self._keep_exit_code()
         if error is None or isinstance(error, (EndError, SystemExit)):
             return None
         # Raised in the midst of a library, the guard's error may come out as the cause of another one.

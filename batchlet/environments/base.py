@@ -94,7 +94,7 @@ class Grant:
 
 
 class Environment(ABC):
-    """One way in which processes get started. Reads only the mapping it is given; changes nothing.
+    """One way in which processes get started. Reads only the mapping it is given; but for `keep_exit_code` changes nothing.
 
     Three methods are a must; all others answer for a place of which nothing more is known.
 
@@ -190,6 +190,9 @@ class Environment(ABC):
     def launcher(self, environ: Mapping[str, str]) -> Launcher | None:  # noqa: ARG002
         """Give what starts the ranks; `None` where they have been started already, or none is needed."""
         return None
+
+    def keep_exit_code(self, environ: Mapping[str, str]) -> None:  # noqa: B027
+        """Do what it takes for the launcher to see the exit code of this process, a client that ends after a signal."""
 
     def task_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Give the environment for the user's code: the rank's own, without what was meant for Batchlet."""

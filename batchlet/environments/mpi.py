@@ -5,11 +5,13 @@ Nothing here imports MPI. The table of the launchers' variables is `batchlet.lau
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +42,9 @@ _MOST_ANCESTORS = 6
 _LAUNCHER_PROGRAM = re.compile(
     r"mpirun|mpiexec|prte|orte|pmi_proxy|bstrap_proxy|mpispawn|flux-shell|palsd|jsmd|slurmstepd"
 )
+# Seconds for which a client that a signal has ended keeps its output open for MPICH's launcher; see `_linger`.
+_STDOUT_LINGERS, _STDERR_LINGERS = 0.2, 0.4
+_LINGERING: list[int] = []
 # Variables of batch systems other than Slurm that name the job.
 _JOB_IDS = ("PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
 
@@ -155,10 +160,39 @@ class Mpi(WithinSlurm):
         """Ask Slurm for the memory of every node, inside a Slurm job."""
         return SlurmStep().ask(environ)
 
+    def keep_exit_code(self, environ: Mapping[str, str]) -> None:
+        """See the base class; only MPICH's launcher needs help."""
+        if mpi_launcher(environ) == "MPICH" and not _LINGERING:
+            _linger()
+
     def is_first(self, environ: Mapping[str, str]) -> bool | None:
         """See the base class; true for every process whose rank cannot be read: one of them must speak."""
         launcher = _find(environ)
         return None if launcher is None else not whole_number(environ[launcher.rank])
+
+
+def _linger() -> None:
+    """Keep the output of this process open until a moment after its end.
+
+    MPICH's ``hydra_pmi_proxy`` (4.0.2), if it has passed on a signal, takes a rank that has used MPI for one that ended with 0
+    unless it finds it ended while some rank of the node still has its output open. It looks whenever an output is closed,
+    for one rank each time. Ranks that do no more than use MPI and exit with 143 are enough to have mpiexec end with 0, in
+    some of the runs; without the signal, or without MPI, it ends with 143 in all of them.
+    """
+    reader, writer_for_life = os.pipe()
+    for stream, seconds in (("stdout", _STDOUT_LINGERS), ("stderr", _STDERR_LINGERS)):
+        other = "stderr" if stream == "stdout" else "stdout"
+        with contextlib.suppress(OSError):
+            # Reads until this process is gone. A session of its own: mpiexec sends signals to the rank's group.
+            holder = subprocess.Popen(
+                ["/bin/sh", "-c", f"read -r line; exec sleep {seconds}"],
+                stdin=reader,
+                start_new_session=True,
+                **{other: subprocess.DEVNULL},  # type: ignore[call-overload]
+            )
+            holder.returncode = 0  # it outlives this process, and nobody waits for it
+    os.close(reader)
+    _LINGERING.append(writer_for_life)
 
 
 def _find(environ: Mapping[str, str]) -> _Launcher | None:

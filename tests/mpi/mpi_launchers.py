@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -90,10 +93,47 @@ class Mpirun:
         library: Mapping[str, str] | None = None,
         timeout: float = 60,
     ) -> Result:
+        line, variables = self._command(ranks, command, env, library)
+        return self.place.run(*line, env=variables, timeout=timeout)
+
+    def signalled(
+        self, number: signal.Signals, ranks: int, *command: str | Path, when: str, timeout: float = 60
+    ) -> Result:
+        """Send a signal to mpirun itself as soon as a line begins with `when`; nothing may be left."""
+        before = self.place.files()
+        line, variables = self._command(ranks, command)
+        began = time.monotonic()
+        process = subprocess.Popen(
+            line, cwd=self.place.cwd, env={**self.place.environ, **variables}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        limit = threading.Timer(timeout, os.killpg, [process.pid, signal.SIGKILL])
+        limit.start()
+        try:
+            assert process.stdout is not None
+            stdout = ""
+            for text in process.stdout:
+                stdout += text
+                if text.startswith(when):
+                    break
+            process.send_signal(number)
+            rest, stderr = process.communicate()
+        finally:
+            limit.cancel()
+        result = Result(process.returncode, stdout + rest, stderr, time.monotonic() - began)
+        self.place.assert_nothing_left(before, result)
+        return result
+
+    def _command(
+        self,
+        ranks: int,
+        command: Sequence[str | Path],
+        env: Mapping[str, str] | None = None,
+        library: Mapping[str, str] | None = None,
+    ) -> tuple[list[str], dict[str, str]]:
         variables = {
             **self.launcher.variables,
             **(self.launcher.library if library is None else library),
             **(env or {}),
         }
-        program = [sys.executable, *map(str, command)]
-        return self.place.run(self.launcher.mpirun, "-n", str(ranks), *program, env=variables, timeout=timeout)
+        return [self.launcher.mpirun, "-n", str(ranks), sys.executable, *map(str, command)], variables

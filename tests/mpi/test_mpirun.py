@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,14 @@ class TestRunner:
         result = mpirun(4, place.script(client(last)))
         assert result.rc == code, result
         assert ("ValueError: mine" in result.stderr) is (code == 1)
+
+    @pytest.mark.parametrize("rendezvous", ["mpi", "file"])
+    def test_after_a_signal_to_mpirun_its_exit_code_says_so(self, mpirun, place, rendezvous):
+        script = place.script(client("import time; time.sleep(60)", options=f"rendezvous={rendezvous!r}"))
+        result = mpirun.signalled(signal.SIGTERM, 4, script, when="RESULT")
+        # Open MPI's prterun has an exit code of its own for that.
+        assert result.rc == (1 if mpirun.launcher.name == "Open MPI" else 143), result
+        assert result.seconds < 30
 
     def test_the_file_serves_if_it_is_asked_for(self, mpirun, place):
         result = mpirun(4, place.script(client(options='rendezvous="file"')))
