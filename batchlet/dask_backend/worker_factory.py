@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import dask.config
 from distributed import Nanny, Worker
+from distributed.core import Status
 
 from ..errors import SettingsError
 from ..network import LOOPBACK
@@ -110,9 +111,44 @@ def _for_another(cls: type, options: dict[str, Any], wanted: set[str]) -> tuple[
 
     def make(address: str, **keywords: Any) -> Any:
         with dask.config.set(config):
-            return cls(address, **keywords)
+            return _Server(cls(address, **keywords))
 
     return make, passed
+
+
+class _Server:
+    """A server of another kind, with what LocalCluster and our own code expect of a Nanny: a status, and a time-out to end in.
+
+    Parameters
+    ----------
+    wrapped : object
+        The server.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.status = Status.init
+
+    def __await__(self) -> Generator[Any, None, _Server]:
+        return self._start().__await__()
+
+    async def _start(self) -> _Server:
+        if self.status == Status.init:
+            await self.wrapped
+            self.status = Status.running
+        return self
+
+    async def close(self, timeout: float | None = None) -> None:
+        if self.status == Status.closed:
+            return
+        takes = inspect.signature(self.wrapped.close).parameters
+        self.status = Status.closing
+        try:
+            ending = self.wrapped.close(**({"timeout": timeout} if "timeout" in takes and timeout else {}))
+            if inspect.isawaitable(ending):
+                await ending
+        finally:
+            self.status = Status.closed
 
 
 def _load(worker_class: str | type | None) -> type | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import inspect
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,21 +169,11 @@ async def close(servers: Sequence[Any], timeout: float) -> None:
         dask_internals.stay_ended(server, "batchlet-stop")
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
         if timeout:
-            await asyncio.wait_for(asyncio.gather(*map(_close, servers), return_exceptions=True), timeout)
+            await asyncio.wait_for(
+                asyncio.gather(*(server.close(timeout=_TERMINATE) for server in servers), return_exceptions=True),
+                timeout,
+            )
     for process in processes:
         with contextlib.suppress(Exception):
             if process.is_alive():
                 await process.kill()
-
-
-async def _close(server: Any) -> None:
-    """Close a server, with the time-out for its processes if it takes one."""
-    takes = inspect.signature(server.close).parameters
-    keywords = {"timeout": _TERMINATE} if "timeout" in takes or _takes_all(takes.values()) else {}
-    ending = server.close(**keywords)
-    if inspect.isawaitable(ending):
-        await ending
-
-
-def _takes_all(parameters: Iterable[inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

