@@ -1,4 +1,4 @@
-"""`BatchletRunner`, the public face. A rank that only waits never imports more of Batchlet than this and its seat."""
+"""`BatchletRunner`, the public face. A rank that only waits never imports more of Batchlet than this and how to attach."""
 
 from __future__ import annotations
 

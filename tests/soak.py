@@ -60,7 +60,7 @@ def to_worker(running: Running) -> None:
     for process in running.place.processes():
         with contextlib.suppress(psutil.Error):
             family = [process, *process.parents()[:2]]
-            if process.name() != "dask-scheduler" and all("batchlet.node" in one.cmdline() for one in family):
+            if process.name() != "dask-scheduler" and all("batchlet.node.agent" in one.cmdline() for one in family):
                 process.kill()
                 return
 

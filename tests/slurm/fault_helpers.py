@@ -20,7 +20,7 @@ from run_helpers import MARK, WORKLOADS, Place, Result, environ_of, poll
 import batchlet
 
 FAULTS = WORKLOADS / "faults.py"
-PARKED = str(Path(batchlet.__file__).parent / "node" / "wait.sh")
+WAITING = str(Path(batchlet.__file__).parent / "node" / "wait.sh")
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 # More than this no failure needs to say.
 MOST_LINES = 15
@@ -83,8 +83,10 @@ class Running:
             with contextlib.suppress(psutil.Error):
                 line = process.cmdline()
                 # A rank that waits is a shell.
-                of_python = process.name().startswith("python") and (str(FAULTS) in line or "batchlet.node" in line)
-                if process.environ().get("SLURM_PROCID") == str(number) and (of_python or line[-1:] == [PARKED]):
+                of_python = process.name().startswith("python") and (
+                    str(FAULTS) in line or "batchlet.node.rank" in line
+                )
+                if process.environ().get("SLURM_PROCID") == str(number) and (of_python or line[-1:] == [WAITING]):
                     mine[process.pid] = process
         tops = []
         for process in mine.values():
@@ -95,12 +97,12 @@ class Running:
         assert len(tops) == 1, f"rank {number}: {tops}"
         return tops[0]
 
-    def host(self, rank: int) -> psutil.Process:
+    def agent(self, rank: int) -> psutil.Process:
         """The agent of a rank's node."""
         node, hosts = self.node(rank), []
         for process in self.place.processes():
             with contextlib.suppress(psutil.Error):
-                if "batchlet.node" in process.cmdline() and process.environ().get("SLURMD_NODENAME") == node:
+                if "batchlet.node.agent" in process.cmdline() and process.environ().get("SLURMD_NODENAME") == node:
                     hosts.append(process)
         pids = {process.pid for process in hosts}
         # Its fork server and the workers have the same command line.

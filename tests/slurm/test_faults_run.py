@@ -53,7 +53,7 @@ def strike_scheduler(number: int):
 
 def strike_host_and_go_on(running: Running) -> None:
     """Kill the agent of rank 0's node, which has started the scheduler, then let the client go on."""
-    running.host(2).kill()
+    running.agent(2).kill()
     running.wait_for("the run goes on")
     running.go_on()
 

@@ -1,4 +1,4 @@
-"""The ranks of a node share one host of workers: who sits there, who does not, and what each worker still has of its rank."""
+"""The ranks of a node share one agent: who attaches to it, who does not, and what each worker still has of its rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster_slurm import SlurmCluster
-from fault_helpers import FAULTS, PARKED, Fault, Running, options, run_fault, slurmd_of
+from fault_helpers import FAULTS, WAITING, Fault, Running, options, run_fault, slurmd_of
 from run_helpers import Place, Run, json_line, reserved_instance, unavailable
 
 import batchlet
@@ -63,7 +63,7 @@ def forks(found: dict[int, dict]) -> set[int]:
     return {report["host"] for report in found.values()}
 
 
-def test_one_host_for_all_ranks_of_a_node(srun: Run) -> None:
+def test_one_agent_for_all_ranks_of_a_node(srun: Run) -> None:
     """The workers of a node have one parent, and each has its own rank's variables."""
     result = srun("-N2", "-n8", "--ntasks-per-node=4", script=REPORT)
     assert result.rc == 0, str(result)
@@ -75,7 +75,7 @@ def test_one_host_for_all_ranks_of_a_node(srun: Run) -> None:
         assert report["environ"]["SLURM_LOCALID"] == str(rank % 4)
         assert report["environ"].get("ONLY_MINE") == ("three" if rank == 3 else None)
         assert report["environ"]["OMP_NUM_THREADS"] == "1"
-        # Not the host's, nor the script's.
+        # Not the agent's, nor the script's.
         assert "REPORT" not in report["main"]
         assert "BatchletRunner" not in report["main"]
 
@@ -89,7 +89,7 @@ def test_the_users_threads_variable_wins(srun: Run) -> None:
 
 @pytest.mark.parametrize("why", ["asked for", "GPU", "another Python"])
 def test_ranks_that_do_not_share(srun: Run, place: Place, why: str) -> None:
-    """Where ranks may not share, each has a host of its own."""
+    """Where ranks may not share, each has an agent of its own."""
     env: dict[str, str] = {}
     prefix: tuple[str, ...] = ()
     if why == "asked for":
@@ -126,7 +126,7 @@ time.sleep(100)
 
 
 def test_squatted_name(place: Place, cluster: SlurmCluster) -> None:
-    """Another user who has bound the name of the host's socket on the node stops nobody."""
+    """Another user who has bound the name of the agent's socket on the node stops nobody."""
     node = cluster.node_names[0]
     enter = [
         "nsenter",
@@ -146,8 +146,9 @@ def test_squatted_name(place: Place, cluster: SlurmCluster) -> None:
         finally:
             squatter.kill()
     assert result.rc == 0, str(result)
-    # Each has a host of its own: the squatter was in the way.
-    assert len(forks(reports(result.stdout))) == 2
+    # The ranks have met under another name.
+    assert len(forks(reports(result.stdout))) == 1
+    assert sum("another user (uid 65534) holds the name" in line for line in result.errors) == 1, str(result)
 
 
 def test_ranks_that_wait_are_small(place: Place) -> None:
@@ -156,8 +157,8 @@ def test_ranks_that_wait_are_small(place: Place) -> None:
     try:
         running.wait_for("strike")
         ranks = [running.rank(rank) for rank in (2, 3, 4, 5)]
-        # Also the one of each node that has started its host and sees it end.
-        assert all(rank.cmdline()[-1] == PARKED for rank in ranks)
+        # Also the one of each node that has started its agent and sees it end.
+        assert all(rank.cmdline()[-1] == WAITING for rank in ranks)
         assert sorted(len(rank.children()) for rank in ranks) == [0, 0, 1, 1]
         assert all(rank.memory_full_info().uss < 2 << 20 for rank in ranks)
         before = [sum(rank.cpu_times()[:2]) for rank in ranks]
@@ -168,8 +169,8 @@ def test_ranks_that_wait_are_small(place: Place) -> None:
 
 
 def starter(running: Running) -> psutil.Process:
-    """The rank that has started the host of rank 4's node."""
-    parent = running.host(4).parent()
+    """The rank that has started the agent of rank 4's node."""
+    parent = running.agent(4).parent()
     assert parent is not None
     assert parent in [running.rank(rank) for rank in (3, 4, 5)]
     return parent
@@ -185,23 +186,23 @@ def go_on(running: Running, process: psutil.Process) -> None:
 
 MATRIX = {
     "starter killed": Fault(
-        "The rank that has started the host dies: its own worker is lost, those of the others are not.",
+        "The rank that has started the agent dies: its own worker is lost, those of the others are not.",
         "works-on", 137, [r"^batchlet: rank \d on node \S+ died and 1 worker with it; the run goes on with 3$", DONE],
         ["sum 190"], srun="-N2 -n6 --ntasks-per-node=3", act=lambda running: go_on(running, starter(running)),
         client_rc=0, within=10,
     ),
-    "host killed": Fault(
-        "The host of a node dies: the workers of that node are lost, and the run goes on with the others.",
+    "agent killed": Fault(
+        "The agent of a node dies: the workers of that node are lost, and the run goes on with the others.",
         "works-on", 0,
         [r"^batchlet: the worker host of ranks 3, 4, 5 on node \S+ died and 3 workers with it; the run goes on with 1$", DONE],
         ["sum 190"], srun="-N2 -n6 --ntasks-per-node=3",
-        act=lambda running: go_on(running, running.host(4)),
+        act=lambda running: go_on(running, running.agent(4)),
         client_rc=0, within=10,
     ),
-    "all hosts killed": Fault(
-        "When the last host has died the client is told.",
+    "all agents killed": Fault(
+        "When the last agent has died the client is told.",
         "waits", 81, [r"^batchlet: error: the worker host of ranks 2, 3 on node \S+ died and 2 workers with it; 0"],
-        srun="-n4", act=lambda running: running.host(2).kill(), client_rc=81, within=10,
+        srun="-n4", act=lambda running: running.agent(2).kill(), client_rc=81, within=10,
     ),
     "SIGTERM to a rank that waits": Fault(
         "A signal to a rank that waits is for the client.",
@@ -213,7 +214,7 @@ MATRIX = {
 
 @pytest.mark.parametrize("case", MATRIX)
 def test_faults(place: Place, case: str) -> None:
-    """Ranks that wait and the host that they share, each may die."""
+    """Ranks that wait and the agent that they share, each may die."""
     run_fault(place, MATRIX[case])
 
 
@@ -273,7 +274,7 @@ with BatchletRunner(stop_timeout=2) as runner:
 """
 
 
-def test_a_host_that_hangs_at_the_end_is_ended(place: Place) -> None:
+def test_an_agent_that_hangs_at_the_end_is_ended(place: Place) -> None:
     """The rank that has started it waits for its end, and Slurm for that rank: not for ever."""
     result = place.run("srun", "-N2", "-n6", sys.executable, place.script(HANGS_AT_THE_END), timeout=40)
     assert (result.rc, result.stdout) == (0, "3\n"), str(result)
