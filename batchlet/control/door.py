@@ -26,6 +26,9 @@ _BACKLOG = 4096
 _AT_ONCE = 8
 # Seconds that even the oldest of too many connections has had at least: a rank needs a hundredth where nothing is slow.
 _LEAST = 0.05
+# How a TLS connection begins: a record of the handshake, of any version; and seconds to wait for the rest of that record.
+_TLS = b"\x16\x03"
+_PEEK = 0.01
 # Seconds to wait for a file to become free.
 _PAUSE = 0.05
 # What `accept` says when there are no more files, or no memory for one.
@@ -148,9 +151,7 @@ class Door:
         try:
             async with time_limit(UNPROVED_TIMEOUT):
                 if self._context is not None:
-                    # With TLS the other side speaks first. Who says nothing is not worth the quarter of a MiB that asyncio has
-                    # ready for its answer.
-                    await _readable(connection)
+                    await _begins_tls(connection)
                 begun = True
                 transport, _ = await loop.connect_accepted_socket(
                     lambda: protocol,
@@ -175,6 +176,26 @@ class Door:
             pass
         finally:
             writer.close()
+
+
+async def _begins_tls(connection: socket.socket) -> None:
+    """Wait until the other side, which speaks first with TLS, has said all that it has to say before an answer.
+
+    Most strangers do not come as far, and are not worth the quarter of a MiB that asyncio has ready for its answer.
+    """
+    await _readable(connection)
+    pause = _PEEK
+    while True:
+        head = connection.recv(len(_TLS) + 3, socket.MSG_PEEK)
+        if not head or not head.startswith(_TLS[: len(head)]):
+            raise ProtocolError
+        # Type, version, and the length of the rest.
+        needed = len(_TLS) + 3 + int.from_bytes(head[-2:], "big")
+        if len(head) == len(_TLS) + 3 and len(connection.recv(needed, socket.MSG_PEEK)) == needed:
+            return
+        # What has come stays there to be read, so that there is no news to wait for.
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 async def _readable(connection: socket.socket) -> None:
