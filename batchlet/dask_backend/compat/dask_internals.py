@@ -240,4 +240,6 @@ def warm_up(directory: str) -> None:
         except ImportError:
             continue
     get_versions()
-    Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)
+    # Until 2024.8 at least, a worker has a thread for its profile as soon as it is made.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        Worker("tcp://127.0.0.1:1", nthreads=1, local_directory=directory)
