@@ -107,6 +107,30 @@ def test_python_alone_computes_on_all_nodes_and_leaves_no_step(place: Place, how
     assert f"{nodes} ranks on {nodes} nodes" in errors(result)[0], str(result)
 
 
+LOOKS = """
+import json, os, sys
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+def seen():
+    return {name: value for name, value in os.environ.items() if name.startswith(("BATCHLET_STEP_", "MINE", "SLURM_MEM_PER_"))}
+
+with BatchletRunner() as runner, Client(runner) as client:
+    found = {"workers": list(client.run(seen).values()), "scheduler": client.run_on_scheduler(seen)}
+    sys.stdout.write("RESULT " + json.dumps(found) + "\\n")
+"""
+
+
+def test_what_tasks_see_of_the_environment(place: Place) -> None:
+    """Tasks see the script's environment, also after `--export=NONE`, and nothing of what Batchlet tells its own ranks."""
+    script = f"MINE=1 SLURM_EXPORT_ENV=NONE python {place.script(LOOKS)}"
+    result = in_salloc(place, "-N2", "-n4", "--mem=1G", script=script)
+    assert result.rc == 0, str(result)
+    found = json.loads(json_line(result.stdout))
+    for seen in [*found["workers"], found["scheduler"]]:
+        assert seen == {"MINE": "1", "SLURM_MEM_PER_NODE": "1024"}, str(result)
+
+
 def test_the_example_flight_delays_is_right_without_srun(place: Place) -> None:
     """The example runs in a batch script without srun, and is right."""
     script = REPOSITORY / "slurm_examples" / "flight_delays.py"
