@@ -184,7 +184,8 @@ class Connection:
                     return StartTimeoutError(
                         f"Node {self._hello.node} cannot reach rank 0 on node {self._record.node} at "
                         f"{in_url(self._record.host)}:{self._record.port} ({str(error) or type(error).__name__}). "
-                        "If the nodes have several networks, name the right one with interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
+                        "If the nodes have several networks, name the right one with "
+                        "interface= (BATCHLET_DASK_CLUSTER__INTERFACE)."
                     )
                 await asyncio.sleep(_RETRY)
                 try:
