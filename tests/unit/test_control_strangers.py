@@ -244,8 +244,10 @@ def test_without_tls_there_is_no_key(run):
 @pytest.mark.parametrize("sent", [STRANGERS["silence"], STRANGERS["a browser"], STRANGERS["a wrong proof"]])
 def test_a_stranger_without_tls_does_not_even_get_a_challenge(closed_run, caplog, capfd, sent):
     with socket.create_connection(("127.0.0.1", closed_run.port), timeout=5) as connection:
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
+        # Who is no rank is sent away at once, maybe before it has finished.
+        with contextlib.suppress(OSError):
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         with contextlib.suppress(ConnectionResetError):
             while more := connection.recv(4096):
