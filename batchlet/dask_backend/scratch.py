@@ -156,7 +156,7 @@ def _safe_from_groups(base: str, others: Sequence[str], *, quiet: bool) -> str:
     Nobody has chosen it for this run, and runs were started there before that was looked at: they go on, elsewhere.
     """
     problem = swappable_by_group(base)
-    if problem is None:
+    if problem is None or unsafe(base):
         return base
     for other in others:
         with contextlib.suppress(OSError):
