@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import report, timeline
-from ..environments import detected, first_process
 from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
@@ -18,6 +17,7 @@ from ..settings import Settings
 from . import dask_clients
 from .announce import announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
+from .refusal import give_up, refuse
 
 if TYPE_CHECKING:
     from ..control.signals import ClientGuard
@@ -161,7 +161,8 @@ class Session:
         try:
             yield
         except EndError as error:
-            self._give_up(error)
+            self._stack.close()
+            give_up(error, self._backend, time.monotonic() - self._began)
         except BaseException:
             self._stack.close()
             self._backend.close()
@@ -302,40 +303,9 @@ class Session:
         assert self._made is not None
         return self._made
 
-    def _speaks(self) -> bool:
-        """Whether this process is the one that prints what all ranks run into."""
-        if self._known is not None:
-            return self._known.info.rank == 0 or self._known.environment.launcher(os.environ) is not None
-        return first_process(os.environ)
-
-    def _speaks_of(self, error: EndError) -> bool:
-        """Whether this process prints an error that rank 0 has not printed."""
-        if error.same_on_every_rank:
-            return self._speaks()
-        info = self.rank.info
-        # Without a word from rank 0, all others run into the same: one on each node says so.
-        others = [rank for rank in info.local_ranks if rank != 0]
-        return self._backend.connected or info.rank in (0, *others[:1])
-
     def refuse(self, error: EndError) -> NoReturn:
         """End with an error that nothing was started for."""
-        if not error.same_on_every_rank or self._speaks():
-            report.failure(error)
-        elif detected(os.environ).ends_all:
-            # Let the first one that fails be the one that speaks.
-            time.sleep(_MOMENT)
-        if self._made is not None:
-            self._made.abandon(error.exit_code)
-        raise error from None
-
-    def _give_up(self, error: EndError) -> NoReturn:
-        """End with an error while starting or taking part."""
-        self._stack.close()
-        told = self._backend.give_up(error)
-        if not told and self._speaks_of(error):
-            report.failure(error, time.monotonic() - self._began)
-        self._backend.abandon(error.exit_code)
-        raise error from None
+        refuse(error, self._known, self._made)
 
 
 def _backend(rank: Rank, options: Mapping[str, object]) -> Backend:

@@ -18,7 +18,7 @@ from distributed import Nanny, Worker
 from distributed.core import Status
 
 from ..errors import SettingsError
-from ..network import LOOPBACK
+from ..network import LOOPBACK, in_url
 from ..plan import WorkerPlan
 from ..settings import Settings
 from .logs import DASK_LOG_LEVEL, logging_is_the_users
@@ -72,7 +72,7 @@ def worker_spec(
         "name": plan.name,
         "nthreads": plan.threads,
         "memory_limit": plan.memory,
-        "host": site.host,
+        "host": in_url(site.host),
         "protocol": settings.protocol,
         "local_directory": os.path.join(site.local_directory, str(plan.name)),  # noqa: PTH118
         "security": site.security,

@@ -243,7 +243,7 @@ def expand_counts(environ: Mapping[str, str], name: str) -> tuple[int, ...]:
     counts: list[int] = []
     for part in environ[name].strip().split(","):
         # Counts of at most seven digits: a typing error must not make a list that fills the memory.
-        match = re.fullmatch(r"(\d{1,10})(?:\(x(\d{1,7})\))?", part)
+        match = re.fullmatch(r"(\d{1,7})(?:\(x(\d{1,7})\))?", part)
         if match is None or match[2] == "0":
             raise LauncherError(
                 f"{name}={environ[name]!r} is malformed: expected counts per node in Slurm's form, such as 2(x3),1."

@@ -42,6 +42,8 @@ _MOST_ANCESTORS = 6
 _LAUNCHER_PROGRAM = re.compile(
     r"mpirun|mpiexec|prte|orte|pmi_proxy|bstrap_proxy|mpispawn|flux-shell|palsd|jsmd|slurmstepd"
 )
+# A typing error must not make a list of ranks that fills the memory.
+_MOST_RANKS = 10_000_000
 # Seconds for which a client that a signal has ended keeps its output open for MPICH's launcher; see `_linger`.
 _STDOUT_LINGERS, _STDERR_LINGERS = 0.2, 0.4
 _LINGERING: list[int] = []
@@ -111,6 +113,10 @@ class Mpi(WithinSlurm):
                 "(BATCHLET_DASK_CLUSTER__MODE=local)."
             )
         size = read_int(environ, *launcher.size, least=1)
+        if size > _MOST_RANKS:
+            raise LauncherError(
+                f"{first_set(environ, launcher.size)}={size} cannot be: no launcher starts so many ranks."
+            )
         if rank >= size:
             raise LauncherError(
                 f"{launcher.rank}={rank} cannot be: there are {size} ranks, numbered from 0 "

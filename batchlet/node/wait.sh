@@ -26,7 +26,8 @@ while :; do
         case $word in
             accepted) accepted=1 ;;
             end) status=$number && break ;;
-            last) status=$number ;; # and the agent is about to end as well
+            # And the agent is about to end as well.
+            last) status=$number && accepted=${accepted:-refused} ;;
         esac
     elif [ -n "$hit" ]; then
         hit=

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[Use], Any]]:
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield lambda use: asyncio.run(run(use))
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """A Nanny writes into the environment of its own process what its worker shall have; other tests run here too."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

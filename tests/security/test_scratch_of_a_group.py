@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from held_runs import HELD, PREFIX
 from run_helpers import Place
-from stand import HELD, NOBODY, PREFIX, foreign_python
+from strangers import NOBODY, foreign_python
 
 from batchlet.rendezvous import FileRendezvous
 from batchlet.security import swappable_by_group, unsafe

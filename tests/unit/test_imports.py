@@ -121,7 +121,7 @@ ROOMS = (
         (
             ("client",),
             ("client.backend",),
-            ("client.announce", "client.dask_clients", "client.local", "client.ranks"),
+            ("client.announce", "client.dask_clients", "client.local", "client.ranks", "client.refusal"),
             ("client.session",),
         ),
     ),
