@@ -22,7 +22,6 @@ from ..rendezvous.pipe import PipeRendezvous
 from . import inputs
 from .agent import run_agent
 from .rank import Rank
-from .rank_roles import take_part
 from .resolve import resolve
 from .wait import AGENT
 
@@ -73,6 +72,9 @@ def _be_the_agent(orders: Mapping[str, Any]) -> int:
 
 def _be_a_rank(orders: Mapping[str, Any], stream: BinaryIO) -> int:
     """Be a rank of a step, for as long as its starter lives: the pipe from there ends with it, whatever ends it."""
+    # Not at the top: an agent has no use for all of that.
+    from .rank_roles import take_part
+
     inbox = _Inbox(stream)
     rank = resolve(orders, dict(os.environ), from_elsewhere=True)
     _forget_what_is_ours(rank)

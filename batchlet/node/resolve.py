@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..command_line import parse
 from ..settings import Settings
 from . import inputs
 from .rank import Rank
@@ -33,6 +32,8 @@ def resolve(words: Mapping[str, Any], environ: Mapping[str, str], *, from_elsewh
     """
     options, _ = inputs.unpack_options(words)
     if isinstance(options, list):
+        from ..command_line import parse
+
         line = parse(options, environ)
         options = line.options
         if line.program is not None:
