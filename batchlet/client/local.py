@@ -51,6 +51,7 @@ class LocalBackend:
     def start(self) -> StartInfo:
         """See the protocol."""
         from ..dask_backend import local_cluster, processes, scratch, tls, workers
+        from ..dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
         from ..dask_backend.scheduler import dashboard_place
 
         timeline.mark("Dask imported")
@@ -62,6 +63,7 @@ class LocalBackend:
         self._scratch = enter(
             scratch.scratch(settings, rank.environment.scratch_directories(rank.environ), rank.info.run_id)
         )
+        enter(fork_server_of_this_block())
         enter(open_files.for_local(len(plan.workers)))
         enter(processes.hidden_main())
         enter(workers.configured())

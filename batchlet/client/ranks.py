@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
 import time
@@ -10,15 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import timeline
-from ..control.messages import Closed, Done, Failed, Message, Ready, ReportFailure, SchedulerStarted, Terminate
+from ..control.messages import (
+    Begin,
+    BlockOver,
+    Done,
+    Failed,
+    Message,
+    Ready,
+    ReportFailure,
+    SchedulerStarted,
+    Terminate,
+)
 from ..dask_import import quicker_import
-from ..errors import EndError
+from ..errors import EndError, UsageError
+from ..node import inputs
+from ..node.attach import worker_ranks_attach_early
 from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import Options, agent_beside
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
-from ..security import dashboard_token
 from .backend import News, Outcome, StartInfo
+from .membership import Membership
 
 if TYPE_CHECKING:
     from ..control.connection import Connection
@@ -40,6 +51,11 @@ class RanksBackend:
         This process.
     options : mapping of str to object
         What the user asked for, as it was given.
+
+    Raises
+    ------
+    EndError
+        If this process has been in a run that is over.
     """
 
     def __init__(self, rank: Rank, options: Options) -> None:
@@ -47,10 +63,9 @@ class RanksBackend:
         self._options = options
         # What starts the ranks, where nobody has yet.
         self._launcher = rank.environment.launcher(rank.environ)
+        # Of the blocks before this one.
+        self._membership = Membership.of_this_process()
         self._rendezvous = _choose(rank)
-        self._stack = contextlib.ExitStack()
-        self._connection: Connection | None = None
-        self._record: CoordinatorRecord | None = None
         self._notes: FileRendezvous | None = None
 
     @property
@@ -60,7 +75,7 @@ class RanksBackend:
 
     def check(self) -> None:
         """See the protocol. Finds out whether the ranks can meet as planned; where MPI cannot be loaded, a file serves too."""
-        if self._launcher is not None or self._rank.info.world_size == 1:
+        if self._membership is not None or self._launcher is not None or self._rank.info.world_size == 1:
             return
         try:
             self._rendezvous.check()
@@ -81,13 +96,7 @@ class RanksBackend:
         rank = self._rank
         if self._launcher is None and rank.role in (SCHEDULER, WORKER):
             self._end_process(take_part(rank, self._options, self._rendezvous))
-        if self._launcher is not None:
-            from ..launchers.step import start_step
-
-            record = self._stack.enter_context(start_step(rank, self._options, self._launcher))
-            connection = self._connect(record, "client")
-        else:
-            connection = self._meet()
+        connection = self._join()
         plan = plan_with_facts(rank, connection)
         if self._launcher is None:
             with quicker_import():
@@ -103,7 +112,7 @@ class RanksBackend:
         return StartInfo(
             address=started.address,
             dashboard=(str(started.dashboard[0]), int(started.dashboard[1])) if started.dashboard else None,
-            token=dashboard_token(record.secret) if record.certificate else None,
+            token=rank.dashboard_token(record),
             node=record.node,
             security=tls.security_for(rank.settings.security, connection.credentials),
             plan=plan,
@@ -113,28 +122,44 @@ class RanksBackend:
             memory=(ready.memory[0], ready.memory[1]),
         )
 
-    def _meet(self) -> Connection:
+    def _join(self) -> Connection:
+        """Get in touch with rank 0; or ask it for another block, where this process has been in its run before."""
+        membership = self._membership
+        if membership is not None and membership.connection is not None:
+            membership.new_block()
+            launch = inputs.for_agent(self._options, self._rank.deadline)
+            membership.connection.send(Begin(inputs.to_text(launch)))
+            return membership.connection
+        rank = self._rank
+        self._membership = membership = Membership(self._rendezvous, rank.settings.stop_timeout)
+        if self._launcher is None:
+            return self._meet(membership)
+        from ..launchers.step import start_step
+
+        record = membership.stack.enter_context(start_step(rank, self._options, self._launcher))
+        return self._connect(membership, record, "client")
+
+    def _meet(self, membership: Membership) -> Connection:
         """Find rank 0, and have the agent of this node host this rank's workers, if it has any."""
         rank, rendezvous, until = self._rank, self._rendezvous, self._rank.deadline + PATIENCE
         by_file = isinstance(rendezvous, FileRendezvous)
         # Where the ranks meet through a file the agent can start already; otherwise it is told the record by this rank.
         beside = agent_beside(rank, self._options, rendezvous, lambda: rendezvous.wait(until), told=not by_file)
         if by_file:
-            self._stack.enter_context(beside)
+            membership.stack.enter_context(beside)
         record = rendezvous.wait(until)
         if not by_file:
-            self._stack.enter_context(beside)
-        return self._connect(record, str(rank.info.rank))
+            membership.stack.enter_context(beside)
+        return self._connect(membership, record, str(rank.info.rank))
 
-    def _connect(self, record: CoordinatorRecord, name: str) -> Connection:
+    def _connect(self, membership: Membership, record: CoordinatorRecord, name: str) -> Connection:
         from ..node.join import connect
 
         rank = self._rank
         brings = [rank.participant] if rank.has_workers_beside else []
         latest = None if self._launcher is not None else self._rendezvous.latest
-        self._connection = connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
-        self._record = connection.record
-        self._stack.callback(connection.close)
+        connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
+        membership.connected(connection)
         timeline.mark("rank 0 found")
         return connection
 
@@ -150,7 +175,8 @@ class RanksBackend:
         """See the protocol."""
         from ..control.connection import error_of
 
-        connection = self._connection
+        membership, connection = self._membership, self._connection
+        assert membership is not None
         assert connection is not None
 
         def hear(message: Message) -> None:
@@ -159,7 +185,11 @@ class RanksBackend:
             elif isinstance(message, Failed):
                 news.fail(error_of(message), connection.coordinator_is_alive)
 
-        connection.listen(hear)
+        membership.listen(hear)
+
+    @property
+    def _connection(self) -> Connection | None:
+        return self._membership.connection if self._membership is not None else None
 
     @property
     def connected(self) -> bool:
@@ -168,41 +198,45 @@ class RanksBackend:
 
     def root_cause(self, seconds: float = 0.0) -> EndError | None:
         """See the protocol."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             return None
         if seconds:
-            self._connection.wait_failure(seconds)
-        return self._connection.failure
+            connection.wait_failure(seconds)
+        return connection.failure
 
     def note(self, text: str) -> Path:
         """See the protocol."""
-        self._notes = self._rank.notes(self._record)
+        self._notes = self._rank.notes(self._membership.record if self._membership is not None else None)
         return self._notes.leave_note(text)
 
     def stop(self) -> Outcome:
-        """See the protocol. Returns when the workers are gone."""
-        if self._notes is not None:
-            self._notes.remove_note()
+        """See the protocol. Returns when the workers are gone; their ranks wait for another block, or this process's end."""
+        self._remove_note()
         connection = self._connection
         assert connection is not None
         connection.send(Done())
         try:
-            closed = connection.wait(Closed, time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)
+            over = connection.wait(BlockOver, time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)
         except EndError:
             return Outcome()
-        return Outcome(closed.timeline)
+        return Outcome(over.timeline)
 
     def let_go(self) -> None:
         """See the protocol."""
-        self.stop()
+        self._remove_note()
+        if self._membership is not None:
+            self._membership.finish()
 
     def close(self) -> None:
-        """See the protocol."""
+        """See the protocol. A run that has failed is over; any other one goes on until this process ends."""
+        self._remove_note()
+        if self._membership is not None and (self._connection is None or self._connection.failure is not None):
+            self._membership.close()
+
+    def _remove_note(self) -> None:
         if self._notes is not None:
             self._notes.remove_note()
-        self._stack.close()
-        connection = self._connection
-        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
 
     def give_up(self, error: EndError) -> bool:
         """See the protocol. Rank 0, if it is there, tells the others and the user."""
@@ -212,7 +246,9 @@ class RanksBackend:
             connection.send(ReportFailure.of(error))
             connection.wait_failure(_MOMENT)
             told = connection.failure is not None
-        self.close()
+        self._remove_note()
+        if self._membership is not None:
+            self._membership.close()
         return told
 
     def abandon(self, code: int) -> None:
@@ -223,6 +259,11 @@ class RanksBackend:
 def _choose(rank: Rank) -> Rendezvous:
     """How the ranks meet."""
     wanted, info = rank.settings.rendezvous, rank.info
+    if wanted == "mpi" and "batchlet.early" in sys.modules and worker_ranks_attach_early(rank.environ):
+        raise UsageError(
+            'rendezvous="mpi" needs all ranks, but the worker ranks wait at `import batchlet.early` already: import '
+            "BatchletRunner from batchlet, or set BATCHLET_DASK_CLUSTER__RENDEZVOUS=mpi, which is known early enough."
+        )
     by_mpi = rank.environment.rendezvous[0] == "mpi"
     if wanted == "mpi" or (wanted == "auto" and by_mpi and MpiRendezvous.available() is None):
         # Rank 0's patience ends first, so that it is the one to say who is missing.

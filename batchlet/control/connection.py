@@ -134,6 +134,17 @@ class Connection:
         """Whether a message of this kind has come."""
         return kind in self._seen
 
+    def heard(self) -> list[Message]:
+        """Give the messages that have come, the latest of each kind."""
+        with self._changed:
+            return list(self._seen.values())
+
+    def forget(self, *kinds: type[Message]) -> None:
+        """Forget messages of these kinds, so that `wait` waits for those that come from now on."""
+        with self._changed:
+            for kind in kinds:
+                self._seen.pop(kind, None)
+
     @property
     def failure(self) -> EndError | None:
         """The root cause, if the run has failed."""

@@ -22,8 +22,9 @@ from ..timeline import mark, marks
 from . import events as e
 from . import messages as m
 from .door import Door
+from .events import Rules
 from .handshake import receive, run_loop
-from .state import DEADLINE, Rules, State
+from .state import DEADLINE, State
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Owner"]
 
@@ -34,8 +35,8 @@ _TICK = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoordinatorConfig(Rules):
-    """What a coordinator needs to know; see `Rules` for the rest.
+class CoordinatorConfig:
+    """What a coordinator needs to know before any block begins.
 
     Parameters
     ----------
@@ -45,11 +46,24 @@ class CoordinatorConfig(Rules):
         The run's secret.
     credentials : Credentials, optional
         For TLS.
+    node : str
+        Name of rank 0's node.
+    ranks : int
+        How many ranks there are.
+    versions : mapping of str to str
+        Versions of Python and packages on rank 0; all others must have the same.
+    stop_timeout, scheduler_timeout : float
+        Seconds; see `batchlet.settings.Settings`.
     """
 
     host: str
     secret: str
     credentials: Credentials | None
+    node: str
+    ranks: int
+    versions: Mapping[str, str]
+    stop_timeout: float
+    scheduler_timeout: float
 
 
 class Owner(Protocol):
@@ -57,6 +71,12 @@ class Owner(Protocol):
 
     def met(self) -> None:
         """Note that nobody is expected any more; once at most."""
+
+    def begin_block(self, launch: str) -> None:
+        """Begin another block: the client has entered one, with these options."""
+
+    def end_block(self) -> None:
+        """End the scheduler of this block, and wait for another one."""
 
     def stop_serving(self) -> None:
         """End: the run is over and every other rank has left, or had its time to; once at most."""
@@ -95,7 +115,7 @@ class Coordinator:
         self._owner = owner
         self.on_gone: Callable[[set[str]], object] = lambda _: None
         self.on_stopping: Callable[[], object] = lambda: None
-        self._state = State(config)
+        self._state = State(config.node, config.versions, config.stop_timeout)
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._numbers = itertools.count(e.OWN + 1)
         self._closing = False
@@ -115,6 +135,14 @@ class Coordinator:
         """
         self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+
+    def begin(self, rules: Rules, launch: str) -> None:
+        """Begin a block."""
+        self._happened(e.Began(rules, launch))
+
+    def finish(self) -> None:
+        """End the run in good order: no block will begin any more."""
+        self._happened(e.Finished())
 
     def tell(self, facts: Mapping[str, Sequence[Any]]) -> None:
         """Let the ranks know what rank 0 knows about the nodes; they wait for it."""
@@ -163,11 +191,10 @@ class Coordinator:
 
     async def _listen(self) -> int:
         config = self._config
-        self._door = Door(config.host, config.secret, config.credentials, len(set(config.participants)), self._serve)
+        self._door = Door(config.host, config.secret, config.credentials, config.ranks, self._serve)
         for work in (self._door.run(), self._tick()):
             task = self._loop.create_task(work)
             self._tasks.add(task)
-        self._advance(e.Listening())
         return self._door.port
 
     async def _serve(self, hello: m.Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,14 +235,14 @@ class Coordinator:
         match action:
             case e.Send(peers, message):
                 self._send(peers, message)
-            case e.Close(peers, who, timeline):
-                self._send(peers, m.Closed({who: marks(), **timeline}))
+            case e.SayOver(peers, who, timeline):
+                self._send(peers, m.BlockOver({who: marks(), **timeline}))
             case e.TellScheduler(m.Stopping()):
                 self.on_stopping()
             case e.TellScheduler(m.Forget(workers)):
                 self.on_gone(set(workers))
-            case e.StartTimer(name, seconds):
-                self._loop.call_later(seconds, self._fire, name)
+            case e.StartTimer(name, seconds, block):
+                self._loop.call_later(seconds, self._fire, name, block)
             case e.Mark(event):
                 mark(event)
             case e.NoteLoss(text):
@@ -224,13 +251,20 @@ class Coordinator:
                 self._owner.failed(error)
             case e.Met():
                 self._owner.met()
+            case e.BeginBlock(launch):
+                self._owner.begin_block(launch)
+            case e.EndBlock():
+                self._owner.end_block()
             case e.StopServing():
                 self._owner.stop_serving()
             case e.EndHard():
                 self._owner.end_hard()
 
-    def _fire(self, name: str) -> None:
-        self._advance(e.DeadlinePassed(self._owner.expected_nodes()) if name == DEADLINE else e.TimerFired(name))
+    def _fire(self, name: str, block: int) -> None:
+        if name == DEADLINE:
+            self._advance(e.DeadlinePassed(self._owner.expected_nodes(), block))
+        else:
+            self._advance(e.TimerFired(name, block))
 
     def _send(self, peers: Sequence[int], message: m.Message) -> None:
         line = m.encode(message)

@@ -6,7 +6,7 @@ the same as one in a process of its own, without a connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,15 @@ from .messages import Hello, Message
 __all__ = [
     "OWN",
     "Action",
-    "Close",
+    "Began",
+    "BeginBlock",
     "DeadlinePassed",
+    "EndBlock",
     "EndHard",
     "Event",
     "FactsKnown",
     "Fail",
-    "Listening",
+    "Finished",
     "LocalSignal",
     "Mark",
     "MessageCame",
@@ -31,6 +33,8 @@ __all__ = [
     "PeerEntered",
     "PeerLeft",
     "Report",
+    "Rules",
+    "SayOver",
     "SchedulerGone",
     "Send",
     "StartTimer",
@@ -43,14 +47,55 @@ __all__ = [
 OWN = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a block is like.
+
+    Parameters
+    ----------
+    participants : iterable of str
+        Who must come: the ranks, "0w" for the workers of head rank 0, "client" for a client that is not one of the ranks.
+    start_timeout, stop_timeout, grace, scheduler_timeout : float
+        Seconds; see `batchlet.settings.Settings`.
+    patience : float
+        Seconds that are left of `start_timeout`.
+    quorum : callable
+        From the number of planned workers to the number that is enough at the deadline; `None` where all are needed.
+    """
+
+    participants: Iterable[str]
+    start_timeout: float
+    patience: float
+    stop_timeout: float
+    grace: float
+    scheduler_timeout: float
+    quorum: Callable[[int], int | None]
+
+
 @dataclass(frozen=True)
 class Event:
     """Base class of all events."""
 
 
 @dataclass(frozen=True)
-class Listening(Event):
-    """Others can connect: the first event."""
+class Began(Event):
+    """Rank 0 begins a block, the first one or another.
+
+    Parameters
+    ----------
+    rules : Rules
+        What it is like; see `batchlet.control.state`.
+    launch : str
+        What the user asks for; see `batchlet.control.messages.Welcome`.
+    """
+
+    rules: Rules
+    launch: str = ""
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """Rank 0 will begin no block any more: its script is over."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +123,10 @@ class PeerLeft(Event):
 
 @dataclass(frozen=True)
 class TimerFired(Event):
-    """The seconds of a `StartTimer` have passed."""
+    """The seconds of a `StartTimer` have passed, which was set in that block."""
 
     name: str
+    block: int
 
 
 @dataclass(frozen=True)
@@ -91,9 +137,12 @@ class DeadlinePassed(Event):
     ----------
     nodes : mapping of int to str
         The node on which each rank should be, as far as the launcher says; for the message.
+    block : int
+        Of which block.
     """
 
     nodes: Mapping[int, str]
+    block: int
 
 
 @dataclass(frozen=True)
@@ -144,8 +193,8 @@ class Send(Action):
 
 
 @dataclass(frozen=True)
-class Close(Action):
-    """Send `batchlet.control.messages.Closed`, with this timeline and the marks of rank 0, which is called `who`."""
+class SayOver(Action):
+    """Send `batchlet.control.messages.BlockOver`, with this timeline and the marks of rank 0, which is called `who`."""
 
     peers: tuple[int, ...]
     who: str
@@ -161,10 +210,11 @@ class TellScheduler(Action):
 
 @dataclass(frozen=True)
 class StartTimer(Action):
-    """Come back with `TimerFired` (of the deadline: `DeadlinePassed`) after so many seconds."""
+    """Come back with `TimerFired` (of the deadline: `DeadlinePassed`) of this block after so many seconds."""
 
     name: str
     seconds: float
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -191,6 +241,18 @@ class Report(Action):
     """Tell the user why the run has failed: the root cause. Once at most."""
 
     error: EndError
+
+
+@dataclass(frozen=True)
+class EndBlock(Action):
+    """The block is over: end its scheduler, and wait for another one."""
+
+
+@dataclass(frozen=True)
+class BeginBlock(Action):
+    """The client has entered another block: begin it, with `Began`."""
+
+    launch: str
 
 
 @dataclass(frozen=True)

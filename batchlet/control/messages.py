@@ -18,13 +18,18 @@ from ..errors import EndError
 
 __all__ = [
     "Beat",
+    "Begin",
+    "BlockOver",
     "Closed",
     "Done",
     "Failed",
+    "Finish",
     "Forget",
     "Gone",
     "Hello",
     "Message",
+    "Pause",
+    "Paused",
     "Ping",
     "Planned",
     "Pong",
@@ -85,15 +90,18 @@ class Hello(Message):
 
 @dataclass(frozen=True)
 class Welcome(Message):
-    """To everybody: what rank 0 knows about the nodes.
+    """To everybody, at the start of each block: what rank 0 knows about the nodes, and what the user asks for this time.
 
     Parameters
     ----------
     facts : mapping of str to sequence
         By name of the node: its memory in bytes according to the launcher's controller, and the source of that figure.
+    launch : str
+        Options and more; see `batchlet.node.inputs.to_text`.
     """
 
     facts: Mapping[str, Sequence[Any]]
+    launch: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,9 +213,10 @@ class Forget(Message):
 
 @dataclass(frozen=True)
 class SchedulerDied(Message):
-    """From an agent: the scheduler's process, which I have started, has ended in this way."""
+    """From an agent: the scheduler's process, which I have started for that block, has ended in this way."""
 
     how: str
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,41 @@ class Done(Message):
 
 
 @dataclass(frozen=True)
+class Pause(Message):
+    """To the agents: the block is over; close its workers, and wait for another one."""
+
+
+@dataclass(frozen=True)
+class Paused(Message):
+    """From an agent: there are no workers any more."""
+
+
+@dataclass(frozen=True)
+class BlockOver(Message):
+    """To the client: the workers are gone, or had their time to.
+
+    Parameters
+    ----------
+    timeline : mapping of str to marks
+        The marks of all processes, by who they are.
+    """
+
+    timeline: Mapping[str, _Marks] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Begin(Message):
+    """From the client: the user's code has entered another block; `launch` is as in `Welcome`."""
+
+    launch: str
+
+
+@dataclass(frozen=True)
+class Finish(Message):
+    """From the client: its process is about to end, and with it the run."""
+
+
+@dataclass(frozen=True)
 class Stop(Message):
     """To everybody: the run is over, end in good order."""
 
@@ -240,15 +284,7 @@ class Timeline(Message):
 
 @dataclass(frozen=True)
 class Closed(Message):
-    """In both directions, the last word: I am leaving, and that is as it should be.
-
-    Parameters
-    ----------
-    timeline : mapping of str to marks
-        From rank 0 to the client: the marks of all processes, by who they are.
-    """
-
-    timeline: Mapping[str, _Marks] = field(default_factory=dict)
+    """In both directions, the last word: I am leaving, and that is as it should be."""
 
 
 @dataclass(frozen=True)

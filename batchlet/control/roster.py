@@ -28,6 +28,10 @@ class Peer:
         What it has brought: by participant and worker, threads and memory in bytes.
     left : bool
         Whether it has said that it leaves, or the connection has ended.
+    paused : bool
+        Whether it has said that it has no workers any more.
+    block : int
+        Of a scheduler: the block that it serves.
     """
 
     number: int
@@ -37,6 +41,8 @@ class Peer:
     brings: Sequence[str] = ()
     plan: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     left: bool = False
+    paused: bool = False
+    block: int = 0
 
 
 class Roster:
@@ -44,8 +50,6 @@ class Roster:
 
     Parameters
     ----------
-    participants : iterable of str
-        Who must come.
     node : str
         Name of rank 0's node.
 
@@ -55,17 +59,42 @@ class Roster:
         Workers that the scheduler knows.
     """
 
-    def __init__(self, participants: Iterable[str], node: str) -> None:
+    def __init__(self, node: str) -> None:
         self.joined: set[str] = set()
+        self._block = 0
         self._peers: dict[int, Peer] = {}
         self._nodes: dict[int, str] = {0: node}
-        self._expected = set(participants)
+        self._expected: set[str] = set()
         self._came: set[str] = set()
         self._absent: set[str] = set()
+        # Participants that were here and are gone, and where that was.
+        self._died: dict[str, str] = {}
+
+    def begin(self, participants: Iterable[str]) -> dict[str, str]:
+        """Begin a block, for which these must come.
+
+        Returns
+        -------
+        dict of str to str
+            Those of them that have died before, with their nodes. From the second block on they are not waited for.
+        """
+        self._block += 1
+        self.joined.clear()
+        self._absent.clear()
+        there = self.connected()
+        for peer in there:
+            peer.plan.clear()
+        brought = {participant for peer in there for participant in peer.brings}
+        self._expected = set(participants) | brought
+        died = {name: node for name, node in self._died.items() if name in self._expected}
+        if self._block > 1:
+            self._expected -= set(died)
+        return died
 
     def enter(self, number: int, hello: Hello) -> Peer:
         """Add a connection."""
-        peer = self._peers[number] = Peer(number, hello.name, hello.role, hello.node, tuple(hello.brings))
+        peer = Peer(number, hello.name, hello.role, hello.node, tuple(hello.brings), block=self._block)
+        self._peers[number] = peer
         self._expected |= set(peer.brings)
         if peer.role != WORKER:
             self._came.add(peer.name)
@@ -77,11 +106,14 @@ class Roster:
         peer.plan[participant] = {str(name): (int(str(size[0])), int(str(size[1]))) for name, *size in workers}
         self._came.add(participant)
         self._absent.discard(participant)
+        self._died.pop(participant, None)
 
     def remove(self, peer: Peer, participants: Iterable[str]) -> set[str]:
         """Take participants away with their workers, whose names are returned; they were here, and need no news any more."""
         gone = {name for participant in participants for name in peer.plan.pop(participant, {})}
+        participants = list(participants)
         self._came |= set(participants)
+        self._died |= dict.fromkeys(participants, peer.node)
         self.joined -= gone
         return gone
 
@@ -131,7 +163,7 @@ class Roster:
 
     def missing(self) -> tuple[set[str], set[str]]:
         """Participants that have not come, and workers that have not joined."""
-        there = {peer.name for peer in self._peers.values() if peer.role != WORKER}
+        there = {peer.name for peer in self.connected(but=WORKER)}
         there |= {participant for peer in self._peers.values() for participant in peer.plan}
         return self._expected - there, self.planned().keys() - self.joined
 

@@ -1,10 +1,13 @@
 """What the coordinator decides: from what happens to what is to be done, without clock, sockets, threads or environment.
 
-The life of a run::
+The life of a run, and of the blocks (``with`` blocks of the user's code) in it::
 
+    IDLE ------rank 0 begins a block-----> STARTING
     STARTING --all have come and all workers have joined, or as many as min_workers wants, at the deadline--> RUNNING
-    STARTING, RUNNING --the client is done, or gone--> STOPPING: `Stop` to all; after the last worker `Closed` to the client
-    STARTING, RUNNING --whatever else goes wrong-----> FAILED: `Failed` to all, and to those who come within a moment
+    RUNNING ---the client has left the block--> PAUSING: `Pause` to agents; after the last `Paused` `BlockOver` to the client
+    PAUSING ---the workers are gone, or had their time to--> IDLE: the block's scheduler ends
+    anywhere --the client's process ends-----> STOPPING: `Stop` to all; `Closed` to the client after the last agent
+    anywhere --whatever else goes wrong------> FAILED: `Failed` to all, and to those who come within a moment
 
 From STOPPING and FAILED the scheduler ends last, and then rank 0. The first failure is the root cause, and the only one that is
 told; nothing that happens later changes the outcome.
@@ -12,8 +15,7 @@ told; nothing that happens later changes the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ClusterLostError, EndError, StartTimeoutError, VersionMismatchError, error_named, terminated
@@ -21,52 +23,22 @@ from ..plan import CLIENT, SCHEDULER, WORKER
 from . import events as e
 from . import messages as m
 from . import wording
+from .events import Rules
 from .outbox import Outbox
 from .pulse import Pulse
 from .roster import Peer, Roster
 
-__all__ = ["DEADLINE", "FAILED", "RUNNING", "STARTING", "STOPPING", "Rules", "State"]
+__all__ = ["DEADLINE", "FAILED", "IDLE", "PAUSING", "RUNNING", "STARTING", "STOPPING", "State"]
 
-STARTING, RUNNING, STOPPING, FAILED = "starting", "running", "stopping", "failed"
+IDLE, STARTING, RUNNING, PAUSING, STOPPING, FAILED = "idle", "starting", "running", "pausing", "stopping", "failed"
 
 # Timers. `DEADLINE` comes back with what the launcher says about nodes.
 DEADLINE = "deadline"
-_GRACE, _OBITUARY, _LINGER, _STOP, _STUCK = "grace", "obituary", "linger", "stop", "stuck"
+_GRACE, _OBITUARY, _PAUSE, _LINGER, _STOP, _STUCK = "grace", "obituary", "pause", "linger", "stop", "stuck"
 # Seconds within which an agent says how the scheduler's process has ended.
 _OBITUARY_SECONDS = 1.0
 # Seconds for those that have not come yet to hear of a failure, instead of silence.
 _LINGER_SECONDS = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What a run is like.
-
-    Parameters
-    ----------
-    node : str
-        Name of rank 0's node.
-    participants : collection of str
-        Who must come: the ranks, "0w" for the workers of head rank 0, "client" for a client that is not one of the ranks.
-    start_timeout, stop_timeout, grace, scheduler_timeout : float
-        Seconds; see `batchlet.settings.Settings`.
-    patience : float
-        Seconds that are left of `start_timeout`.
-    versions : mapping of str to str
-        Versions of Python and packages on rank 0; all others must have the same.
-    quorum : callable
-        From the number of planned workers to the number that is enough at the deadline; `None` where all are needed.
-    """
-
-    node: str
-    participants: Iterable[str]
-    start_timeout: float
-    patience: float
-    stop_timeout: float
-    grace: float
-    scheduler_timeout: float
-    versions: Mapping[str, str]
-    quorum: Callable[[int], int | None]
 
 
 class State:
@@ -74,18 +46,28 @@ class State:
 
     Parameters
     ----------
-    rules : Rules
-        What it is like.
+    node : str
+        Name of rank 0's node.
+    versions : mapping of str to str
+        Versions of Python and packages on rank 0; all others must have the same.
+    stop_timeout : float
+        Seconds for an end before any block has begun; see `batchlet.settings.Settings`.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._phase = STARTING
+    def __init__(self, node: str, versions: Mapping[str, str], stop_timeout: float) -> None:
+        self._node = node
+        self._versions = versions
+        self._stop_timeout = stop_timeout
+        self._phase = IDLE
         self._failure: EndError | None = None
         self._ending = False
-        self._own = Peer(e.OWN, "scheduler", SCHEDULER, rules.node)
-        self._roster = Roster(rules.participants, rules.node)
+        self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)
+        self._roster = Roster(node)
         self._out = Outbox(self._roster)
+        # Of the block
+        self._block = 0
+        self._rules: Rules | None = None
+        self._launch = ""
         self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
         self._facts: Mapping[str, Sequence[Any]] | None = None
         self._started: m.SchedulerStarted | None = None
@@ -94,7 +76,7 @@ class State:
 
     @property
     def phase(self) -> str:
-        """`STARTING`, `RUNNING`, `STOPPING` or `FAILED`."""
+        """One of `IDLE`, `STARTING`, `RUNNING`, `PAUSING`, `STOPPING` and `FAILED`."""
         return self._phase
 
     def advance(self, event: e.Event) -> tuple[e.Action, ...]:
@@ -106,17 +88,19 @@ class State:
             What is to be done, in this order.
         """
         match event:
-            case e.Listening():
-                self._out.add(e.StartTimer(DEADLINE, self._rules.patience))
+            case e.Began(rules, launch):
+                self._begin(rules, launch)
+            case e.Finished():
+                self._stop()
             case e.PeerEntered(number, hello):
                 self._enter(number, hello)
             case e.MessageCame(number, message):
                 self._hear(self._own if number == e.OWN else self._roster[number], message)
             case e.PeerLeft(number):
                 self._leave(self._roster[number], lost=True)
-            case e.DeadlinePassed(nodes):
+            case e.DeadlinePassed(nodes, block) if block == self._block:
                 self._deadline(nodes)
-            case e.TimerFired(name):
+            case e.TimerFired(name, block) if block == self._block:
                 self._timer(name)
             case e.TimePassed(seconds):
                 self._watch_scheduler(seconds)
@@ -126,7 +110,7 @@ class State:
                 self._fail(error)
             case e.FactsKnown(facts):
                 self._facts = facts
-                self._out.broadcast(m.Welcome(facts))
+                self._out.broadcast(m.Welcome(facts, self._launch))
             case e.SchedulerGone():
                 self._scheduler_lost(None)
         self._settle()
@@ -134,20 +118,37 @@ class State:
 
     # What happens
 
+    def _begin(self, rules: Rules, launch: str) -> None:
+        """Begin a block."""
+        if self._over:
+            return
+        first = self._block == 0
+        self._block += 1
+        self._phase, self._rules, self._launch, self._stop_timeout = STARTING, rules, launch, rules.stop_timeout
+        self._timeline, self._facts, self._started, self._signal, self._pulse = {}, None, None, None, Pulse()
+        died = self._roster.begin(rules.participants)
+        self._timed(DEADLINE, rules.patience)
+        for participant, node in died.items() if first else ():
+            # Later on those who have died before are missed no more: the user knows.
+            self._died_at_start([participant], node)
+
+    def _timed(self, name: str, seconds: float) -> None:
+        self._out.add(e.StartTimer(name, seconds, self._block))
+
     def _enter(self, number: int, hello: m.Hello) -> None:
         peer = self._roster.enter(number, hello)
         if self._failure is not None:
             self._out.send([peer], m.Failed.of(self._failure))
         elif self._phase == STOPPING:
             self._out.send([peer], m.Stop())
-        elif self._rules.versions != hello.versions:
-            text = wording.other_versions(peer.name, peer.node, hello.versions, self._rules.versions)
+        elif self._versions != hello.versions:
+            text = wording.other_versions(peer.name, peer.node, hello.versions, self._versions)
             self._fail(VersionMismatchError(text))
         elif peer.role != SCHEDULER:
             if self._signal is not None:
                 self._out.send([peer], self._signal)
             if self._facts is not None:
-                self._out.send([peer], m.Welcome(self._facts))
+                self._out.send([peer], m.Welcome(self._facts, self._launch))
             if self._started is not None:
                 self._out.send([peer], self._started)
             self._check_ready()
@@ -166,12 +167,18 @@ class State:
                 self._fail(error_named(kind, text))
             case m.Signalled(number, participant):
                 self._pass_signal(number, f"{wording.called(participant)} on node {peer.node}")
-            case m.SchedulerDied(how):
+            case m.SchedulerDied(how, block) if block == self._block:
                 self._scheduler_lost(how)
             case m.SocketTaken(user):
                 # One line is enough: whoever does so does it on all nodes.
                 self._out.add_once(e.NoteLoss(wording.socket_taken(peer.node, user)))
-            case m.Done():
+            case m.Done() if self._phase == RUNNING:
+                self._pause()
+            case m.Paused():
+                peer.paused = True
+            case m.Begin(launch) if self._phase == IDLE:
+                self._out.add(e.BeginBlock(launch))
+            case m.Finish():
                 self._stop()
             case m.Timeline(who, marks):
                 self._timeline[who] = marks
@@ -204,13 +211,13 @@ class State:
         if peer.role == SCHEDULER:
             if self._ending:
                 self._out.add_once(e.StopServing())
-            else:
+            elif peer.block == self._block:
                 self._scheduler_lost(None)
         elif self._over:
             pass
         elif peer.role == CLIENT:
-            # A client that says good-bye early has its reasons, and says them itself.
-            if lost:
+            # A client that says good-bye early has its reasons, and says them itself; between two blocks its process ends.
+            if lost and self._phase != IDLE:
                 self._out.add(e.NoteLoss(wording.client_lost(peer.name, peer.node)))
             self._stop()
         elif lost:
@@ -219,48 +226,55 @@ class State:
     def _participants_lost(self, peer: Peer, participants: list[str]) -> None:
         """Ranks are gone, and the workers that they brought; with their agent, all that it had."""
         gone = self._roster.remove(peer, participants)
-        if self._over:
+        if self._phase not in (STARTING, RUNNING) or self._rules is None:
             return
         self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))
-        where = f"{wording.called_together(participants)} on node {peer.node}"
         if self._phase == STARTING:
-            text = wording.died_at_start(where)
-            if self._rules.quorum(1) is None:
-                self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
-                return
-            self._out.add(e.NoteLoss(text))
-            self._roster.expect_no_more(participants, late=False)
-            self._check_ready()
+            self._died_at_start(participants, peer.node)
             return
         left = len(self._roster.workers())
-        text = wording.died_with_workers(where, len(gone))
+        text = wording.died_with_workers(f"{wording.called_together(participants)} on node {peer.node}", len(gone))
         if left < max(1, self._rules.quorum(left + len(gone)) or 1):
             self._fail(ClusterLostError(f"{text}; {wording.workers_counted(left)} left."))
         elif gone:
             self._out.add(e.NoteLoss(f"{text}; the run goes on with {left}"))
 
+    def _died_at_start(self, participants: Sequence[str], node: str) -> None:
+        if self._phase != STARTING or self._rules is None:
+            return
+        text = wording.died_at_start(f"{wording.called_together(participants)} on node {node}")
+        if self._rules.quorum(1) is None:
+            self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
+            return
+        self._out.add(e.NoteLoss(text))
+        self._roster.expect_no_more(participants, late=False)
+        self._check_ready()
+
     def _scheduler_lost(self, how: str | None) -> None:
-        if self._over:
+        if self._phase not in (STARTING, RUNNING):
             return
         if how is None:
-            self._out.add(e.StartTimer(_OBITUARY, _OBITUARY_SECONDS))
+            self._timed(_OBITUARY, _OBITUARY_SECONDS)
             return
-        self._fail(ClusterLostError(f"The scheduler, a process of rank 0 on node {self._rules.node}, {how}."))
+        self._fail(ClusterLostError(f"The scheduler, a process of rank 0 on node {self._node}, {how}."))
 
     def _pass_signal(self, number: int, where: str) -> None:
         if self._signal is not None or self._over:
             return
         self._signal = m.Terminate(number, where)
         clients = self._roster.connected(CLIENT)
-        if not clients:
+        if not clients or self._rules is None or self._phase == IDLE:
+            # There is no block whose end could wait for anything.
             self._fail(terminated(number, where))
             return
         self._out.send(clients, self._signal)
         # The client ends itself within `grace`; this is for one that cannot.
-        self._out.add(e.StartTimer(_GRACE, self._rules.grace + self._rules.stop_timeout))
+        self._timed(_GRACE, self._rules.grace + self._rules.stop_timeout)
 
     def _watch_scheduler(self, seconds: float) -> None:
         """End the run when the scheduler's event loop is blocked for good; a busy one catches up."""
+        if self._rules is None:
+            return
         limit = self._rules.scheduler_timeout
         if self._pulse.silence_after(seconds) > limit and self._phase == RUNNING:
             text = f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout)."
@@ -271,6 +285,8 @@ class State:
             self._scheduler_lost("ended")
         elif name == _GRACE and self._signal is not None:
             self._fail(terminated(self._signal.number, self._signal.where))
+        elif name == _PAUSE and self._phase == PAUSING:
+            self._say_over()
         elif name == _LINGER and not self._ending:
             self._end()
         elif name == _STOP and not self._ending:
@@ -303,7 +319,7 @@ class State:
             self._out.add_once(e.Met())
 
     def _deadline(self, nodes: Mapping[int, str]) -> None:
-        if self._phase != STARTING:
+        if self._phase != STARTING or self._rules is None:
             return
         participants, workers = (sorted(names, key=wording.by_rank) for names in self._roster.missing())
         count = len(self._roster.workers())
@@ -332,7 +348,27 @@ class State:
         self._phase, self._failure = FAILED, error
         self._out.add(e.Report(error))
         self._out.broadcast(m.Failed.of(error))
-        self._out.add(e.StartTimer(_LINGER, _LINGER_SECONDS))
+        self._timed(_LINGER, _LINGER_SECONDS)
+
+    def _pause(self) -> None:
+        self._phase = PAUSING
+        self._out.tell_scheduler(m.Stopping())
+        for peer in self._roster.connected(WORKER):
+            peer.paused = False
+        self._out.send(self._roster.connected(WORKER), m.Pause())
+        self._timed(_PAUSE, self._stop_timeout)
+
+    def _say_over(self) -> None:
+        """The workers are gone, or had their time to: the block's scheduler ends, and the client may go on."""
+        self._phase = IDLE
+        apart = self._roster.connected(SCHEDULER)
+        peers = tuple(peer.number for peer in self._roster.connected(CLIENT))
+        self._out.add(e.SayOver(peers, "rank 0" if apart else "rank 0, the scheduler", dict(self._timeline)))
+        for scheduler in apart:
+            # Its end is no news any more.
+            scheduler.block = 0
+        self._out.send(apart, m.Stop())
+        self._out.add(e.EndBlock())
 
     def _stop(self) -> None:
         if self._over:
@@ -340,12 +376,14 @@ class State:
         self._phase = STOPPING
         self._out.tell_scheduler(m.Stopping())
         self._out.broadcast(m.Stop(), but=SCHEDULER)
-        self._out.add(e.StartTimer(_STOP, self._rules.stop_timeout))
+        self._timed(_STOP, self._stop_timeout)
 
     def _settle(self) -> None:
         """See whether those have left for whom the end waits."""
         if self._ending:
             return
+        if self._phase == PAUSING and all(peer.paused for peer in self._roster.connected(WORKER)):
+            self._say_over()
         if self._phase == STOPPING and not self._roster.connected(WORKER):
             # The client leaves last: it waits for the coordinator's last word.
             self._say_closed()
@@ -355,9 +393,7 @@ class State:
             self._end()
 
     def _say_closed(self) -> None:
-        apart = self._roster.had(SCHEDULER)
-        peers = tuple(peer.number for peer in self._roster.connected(but=SCHEDULER))
-        self._out.add(e.Close(peers, "rank 0" if apart else "rank 0, the scheduler", dict(self._timeline)))
+        self._out.broadcast(m.Closed(), but=SCHEDULER)
         self._end()
 
     def _end(self) -> None:
@@ -367,4 +403,4 @@ class State:
         self._out.send(schedulers, m.Stop())
         if not schedulers:
             self._out.add_once(e.StopServing())
-        self._out.add(e.StartTimer(_STUCK, self._rules.stop_timeout))
+        self._timed(_STUCK, self._stop_timeout)

@@ -32,6 +32,8 @@ __all__ = [
 
 _SIGNAL = re.compile(r"signal (\d+)")
 _hushed = False
+# Of loggers that are hushed.
+_levels: dict[str, int] = {}
 _started = False
 _expected: set[int] = set()
 
@@ -51,6 +53,7 @@ def configure_logging() -> None:
 
     By default Dask logs every connection at level "info", which is 141 lines for a clean run of five ranks.
     """
+    _speak_again()
     # Each worker would say that of its own directory. We say it once, of the one that has them all.
     warnings.filterwarnings("ignore", SLOW_SCRATCH)
     if logging_is_the_users():
@@ -152,4 +155,15 @@ def hush() -> None:
         return
     for name in list(logging.Logger.manager.loggerDict):
         if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+            logger = logging.getLogger(name)
+            _levels.setdefault(name, logger.level)
+            logger.setLevel(logging.CRITICAL)
+
+
+def _speak_again() -> None:
+    """Let Dask chatter as before: another block begins in this process."""
+    global _hushed, _started
+    _hushed = _started = False
+    while _levels:
+        name, level = _levels.popitem()
+        logging.getLogger(name).setLevel(level)

@@ -38,7 +38,6 @@ from ..node.rank import Rank
 from ..node.resolve import resolve
 from ..plan import SCHEDULER
 from ..rendezvous.base import CoordinatorRecord
-from ..security import dashboard_token
 from . import processes, scheduler
 from .compat.dask_internals import mp_context
 from .compat.multiprocessing_internals import forget_tracker
@@ -95,7 +94,7 @@ def main(words: Mapping[str, Any], connection: socket.socket) -> NoReturn:
         rank = resolve(orders, words["environ"])
         _move(rank, words)
         connection.sendall(b"started %d\n" % os.getpid())
-        code = _SchedulerHost(rank, CoordinatorRecord(**orders["record"]), orders["host"], connection).run()
+        code = _SchedulerHost(rank, CoordinatorRecord(**orders["record"]), connection).run()
     except EndError as error:
         code = error.exit_code
     except Exception as error:  # noqa: BLE001
@@ -132,10 +131,9 @@ def _move(rank: Rank, words: Mapping[str, Any]) -> None:
 class _SchedulerHost:
     """The scheduler at work."""
 
-    def __init__(self, rank: Rank, record: CoordinatorRecord, host: str, connection: socket.socket) -> None:
+    def __init__(self, rank: Rank, record: CoordinatorRecord, connection: socket.socket) -> None:
         self._rank = rank
         self._record = record
-        self._host = host
         self._socket = connection
         self._over = threading.Event()
         self._stop: Callable[[], object] | None = None
@@ -146,9 +144,9 @@ class _SchedulerHost:
         connection = connect(rank, record, name="scheduler", role=SCHEDULER)
         coordinator = _RemoteCoordinator(connection, self._end)
         connection.listen(coordinator.hear)
-        token = dashboard_token(record.secret) if record.certificate else None
+        token = rank.dashboard_token(record)
         security = security_for(settings.security, connection.credentials)
-        options = scheduler.options(settings, self._host, security, token)
+        options = scheduler.options(settings, rank.reachable_host(), security, token)
         usual = rank.environment.scratch_directories(os.environ)
         with handled(coordinator.signalled), scratch(settings, usual, rank.info.run_id):
             # If rank 0 has to kill this process, it tidies up.

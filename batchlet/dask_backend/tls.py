@@ -60,7 +60,7 @@ def security_for(wanted: object, credentials: Credentials | None) -> Security:
     """Give Dask's security for the ``security`` option: the run's own, what the user passed, or none."""
     if isinstance(wanted, Security):
         return wanted
-    return Security() if credentials is None else _of(credentials)
+    return Security() if wanted is False or credentials is None else _of(credentials)
 
 
 def set_loaded(security: Security | None) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -16,7 +17,19 @@ from typing import Any
 
 from .. import open_files, report, timeline
 from ..control.connection import Connection
-from ..control.messages import Failed, Message, ReportFailure, SchedulerStarted, Signalled, SocketTaken, Stop, Welcome
+from ..control.messages import (
+    Failed,
+    Message,
+    Pause,
+    Paused,
+    Ready,
+    ReportFailure,
+    SchedulerStarted,
+    Signalled,
+    SocketTaken,
+    Stop,
+    Welcome,
+)
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..errors import EndError, RefusedError
@@ -27,7 +40,8 @@ from ..rendezvous.pipe import PipeRendezvous
 from . import inputs
 from .join import connect
 from .local_ranks import LocalRanks
-from .rank import PATIENCE, Facts, Rank, unexpected
+from .rank import PATIENCE, Rank, unexpected
+from .resolve import resolve
 
 __all__ = ["run_agent"]
 
@@ -148,10 +162,9 @@ class _Agent:
         self._directory = directory
         self._seen = seen
         self._problem = problem
-        self._facts: Facts = {}
-        self._address = ""
         self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
+        self._blocks = 0
 
     async def run(self) -> int:
         """Let ranks attach, start their workers, wait for the end."""
@@ -221,8 +234,6 @@ class _Agent:
             for number, by in self._signals:
                 connection.send(Signalled(number, by))
             timeline.mark("rank 0 found")
-            self._facts = connection.wait(Welcome, until).facts
-            self._address = rank.reachable_host()
         except EndError as error:
             return error
         return None
@@ -236,8 +247,12 @@ class _Agent:
 
     def _hear(self, message: Message) -> None:
         """Do what rank 0 says; in the connection's thread."""
-        if isinstance(message, SchedulerStarted):
+        if isinstance(message, Welcome):
+            self._loop.call_soon_threadsafe(self._begin, message)
+        elif isinstance(message, SchedulerStarted):
             self._loop.call_soon_threadsafe(self._learn, message.address)
+        elif isinstance(message, Pause):
+            self._loop.call_soon_threadsafe(self._start_pausing)
         elif isinstance(message, (Stop, Failed)):
             self._loop.call_soon_threadsafe(self._over.set)
 
@@ -248,24 +263,75 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, logs, processes, tls, workers
+        from ..dask_backend import fork_server, logs, processes
 
-        connection, settings = self._connection, self._rank.settings
+        connection = self._connection
         assert connection is not None
         logs.configure_logging()
-        security = tls.security_for(settings.security, connection.credentials)
         fork_server.give(connection.credentials)
-        self._ranks.joined(connection, self._facts, workers.Site(self._address, self._directory, security))
+        self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
         logs.hush()
-        await self._ranks.close(connection.exit_code, settings.stop_timeout if connection.failure is None else 0.0)
+        timeout = self._rank.settings.stop_timeout
+        await self._ranks.close(connection.exit_code, timeout if connection.failure is None else 0.0)
         processes.end_helpers()
+
+    def _begin(self, welcome: Welcome) -> None:
+        """Begin a block, with the settings of this time."""
+        from ..dask_backend import logs, tls, workers
+
+        connection = self._connection
+        assert connection is not None
+        logs.configure_logging()
+        connection.forget(Ready)
+        try:
+            words = inputs.from_text(welcome.launch)
+            self._adopt(words)
+            self._rank = rank = resolve(
+                {**words, "layout": self._orders["layout"]}, self._rank.environ, from_elsewhere=True
+            )
+            security = tls.security_for(rank.settings.security, connection.credentials)
+            site = workers.Site(rank.reachable_host(), self._directory, security)
+        except EndError as error:
+            connection.send(ReportFailure.of(error))
+            return
+        self._ranks.begin(rank, welcome.facts, site)
+
+    def _adopt(self, words: Mapping[str, Any]) -> None:
+        """Take over what the script has set, where this process was started before it did, or for an earlier block."""
+        if not self._orders["early"] and not self._blocks:
+            self._blocks = 1
+            return
+        self._blocks += 1
+        import dask.config
+
+        sys.path[:] = words["sys_path"]
+        _, config = inputs.unpack_options(words)
+        if config is not None:
+            dask.config.update(dask.config.config, config)
+
+    def _start_pausing(self) -> None:
+        # Kept, since the event loop itself does not.
+        self._pausing = self._loop.create_task(self._pause())
+
+    async def _pause(self) -> None:
+        """End the workers of the block, and say so."""
+        from ..dask_backend import logs
+
+        connection = self._connection
+        assert connection is not None
+        limits = self._end_in_time()
+        logs.hush()
+        await self._ranks.pause(self._rank.settings.stop_timeout)
+        for limit in limits:
+            limit.cancel()
+        connection.send(Paused())
 
     # The end
 
-    def _end_in_time(self) -> None:
+    def _end_in_time(self) -> list[threading.Timer]:
         """See that this process ends, whatever holds it up: a rank of the node waits for that."""
         code = self._connection.exit_code if self._connection is not None else 1
 
@@ -278,9 +344,11 @@ class _Agent:
             os._exit(code)
 
         timeout = self._rank.settings.stop_timeout
-        for limit in (threading.Timer(2 * timeout, tidy_up), threading.Timer(3 * timeout, os._exit, [code])):
+        limits = [threading.Timer(2 * timeout, tidy_up), threading.Timer(3 * timeout, os._exit, [code])]
+        for limit in limits:
             limit.daemon = True
             limit.start()
+        return limits
 
     def _end(self, problem: EndError | None) -> int:
         """Say good-bye to everybody."""

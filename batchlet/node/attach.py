@@ -31,7 +31,7 @@ import os
 import sys
 import time
 
-from ..launch_variables import slurm_worker_rank
+from ..launch_variables import SLURM_PROCID, slurm_worker_rank
 from .agent_socket import StrangerError, meet, socket_name
 from .inputs import encode, for_agent, of_this_rank
 
@@ -46,6 +46,7 @@ __all__ = [
     "AgentConnection",
     "attach_early",
     "may_attach_early",
+    "worker_ranks_attach_early",
 ]
 
 _PREFIX = "BATCHLET_DASK_CLUSTER__"
@@ -85,6 +86,11 @@ def may_attach_early(environ: Mapping[str, str], options: Mapping[str, object] |
     )
 
 
+def worker_ranks_attach_early(environ: Mapping[str, str]) -> bool:
+    """Whether the worker ranks of this launch do so, with no options but those of the environment; on any of its ranks."""
+    return may_attach_early({**environ, SLURM_PROCID: "2"}, {})
+
+
 def _asked(options: Mapping[str, object] | Sequence[str], name: str) -> bool:
     if isinstance(options, (list, tuple)):
         flag = "--" + name.replace("_", "-")
@@ -92,15 +98,27 @@ def _asked(options: Mapping[str, object] | Sequence[str], name: str) -> bool:
     return name in options
 
 
-def attach_early(environ: Mapping[str, str], options: Mapping[str, object] | Sequence[str]) -> None:
-    """Be a worker rank until the run is over, and end this process; returns where it must look closer at who it is."""
+def attach_early(
+    environ: Mapping[str, str], options: Mapping[str, object] | Sequence[str], *, early: bool = False
+) -> None:
+    """Be a worker rank until the run is over, and end this process; returns where it must look closer at who it is.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment.
+    options : mapping or sequence of str
+        What the user asked for: keywords, or a command line.
+    early : bool
+        Whether the options are still to come.
+    """
     global _stranger
     deadline = time.monotonic() + _START_TIMEOUT
     connection = AgentConnection(
         socket_name("", "", environ),
         environ,
         lambda: of_this_rank(environ),
-        lambda **ours: for_agent(options, deadline, **ours),
+        lambda **ours: for_agent(options, deadline, early=early, **ours),
         deadline + PATIENCE,
     )
     before = {number: _signal.signal(number, connection.on_signal) for number in (_signal.SIGTERM, _signal.SIGINT)}

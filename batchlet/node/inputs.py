@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, BinaryIO
 
-__all__ = ["LENGTH", "decode", "encode", "for_agent", "of_this_rank", "read", "unpack_options"]
+__all__ = ["LENGTH", "decode", "encode", "for_agent", "from_text", "of_this_rank", "read", "to_text", "unpack_options"]
 
 # Bytes that say how long a message is.
 LENGTH = 4
@@ -64,6 +64,7 @@ def for_agent(
     *,
     layout: Sequence[Any] | None = None,
     told: bool = False,
+    early: bool = False,
     **more: object,
 ) -> dict[str, Any]:
     """Say what the launch is about, for a process that Batchlet starts.
@@ -78,6 +79,8 @@ def for_agent(
         As for `of_this_rank`.
     told : bool
         Whether the ranks will say where the coordinator is; otherwise the agent looks for the record itself.
+    early: bool
+        Whether the user's runner, and with it the options, are still to come.
     **more
         Plain data for this kind of process.
     """
@@ -101,6 +104,7 @@ def for_agent(
         "patience": until - time.monotonic(),
         "layout": layout,
         "told": told,
+        "early": early,
         **more,
     }
 
@@ -109,6 +113,20 @@ def _path() -> list[str]:
     """Where Python looks for modules, but for the working directory, which its ``-m`` has put there for us alone."""
     ours = sys.argv[:1] == [os.path.join(os.path.dirname(os.path.dirname(__file__)), "__main__.py")]  # noqa: PTH118, PTH120
     return sys.path[1:] if ours and sys.path[0] in ("", os.getcwd()) else list(sys.path)  # noqa: PTH109
+
+
+def to_text(words: Mapping[str, Any]) -> str:
+    """Write what `for_agent` has made as text, for a message of the coordinator."""
+    import base64
+
+    return base64.b64encode(marshal.dumps(dict(words))).decode()
+
+
+def from_text(text: str) -> dict[str, Any]:
+    """Read what `to_text` has written; from a process of this run only."""
+    import base64
+
+    return decode(base64.b64decode(text))
 
 
 def unpack_options(words: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any] | None]:

@@ -38,8 +38,10 @@ class LocalRank:
 
     Parameters
     ----------
+    words : mapping
+        What it says of itself; see `batchlet.node.inputs.of_this_rank`.
     rank : Rank
-        Which one.
+        Which one, with the settings of the latest block.
     cpus : tuple of int
         The CPUs that it is bound to.
     writer : StreamWriter
@@ -48,13 +50,17 @@ class LocalRank:
         Its workers, once they are being started.
     gone : bool
         Whether the connection has ended.
+    accepted : bool
+        Whether it knows that it can wait.
     """
 
+    words: Mapping[str, Any]
     rank: Rank
     cpus: tuple[int, ...]
     writer: asyncio.StreamWriter
     nannies: list[Any] = field(default_factory=list)
     gone: bool = False
+    accepted: bool = False
 
     @property
     def name(self) -> str:
@@ -65,6 +71,28 @@ class LocalRank:
         """Say something to the rank, if it is still there."""
         with contextlib.suppress(RuntimeError, OSError):
             self.writer.write(f"{line}\n".encode())
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is known of a block when its workers can be planned.
+
+    Parameters
+    ----------
+    rank : Rank
+        The rank that has started the agent, with the settings of this block.
+    facts : mapping
+        What rank 0 knows about the nodes.
+    site : Site
+        Where workers live.
+    scheduler : Future of str
+        Its address, once it is known.
+    """
+
+    rank: Rank
+    facts: Facts
+    site: Site
+    scheduler: asyncio.Future[str]
 
 
 class SharingRules:
@@ -147,10 +175,9 @@ class LocalRanks:
         self._connections = 0
         self._over = False
         self._tasks: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
-        # The coordinator and what rank 0 knows; where workers live; where the scheduler is.
-        self._joined: asyncio.Future[tuple[Connection, Facts, Site]] = loop.create_future()
-        self._scheduler: asyncio.Future[str] = loop.create_future()
+        self._tasks_of_block: set[asyncio.Task[None]] = set()
+        self._joined: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._block: Block | None = None
 
     @property
     def any_came(self) -> bool:
@@ -162,17 +189,23 @@ class LocalRanks:
         if self._connections == 0:
             self._on_empty()
 
-    def joined(self, connection: Connection, facts: Facts, site: Site) -> None:
-        """Let workers be planned: the agent is in touch with the coordinator."""
+    def joined(self, connection: Connection) -> None:
+        """Let ranks wait: the agent is in touch with the coordinator."""
         for local_rank in self._everyone:
             if local_rank.gone:
                 connection.send(Gone(local_rank.name))
-        self._joined.set_result((connection, facts, site))
+        self._joined.set_result(connection)
+
+    def begin(self, rank: Rank, facts: Facts, site: Site) -> None:
+        """Begin a block: plan the workers of all ranks that are here, and of those that come."""
+        self._block = Block(rank, facts, site, asyncio.get_running_loop().create_future())
+        for local_rank in filter(lambda one: one.accepted, self._present.values()):
+            self._in_block(self._start_workers(local_rank, self._block))
 
     def scheduler_known(self, address: str) -> None:
         """Let workers start."""
-        if not self._scheduler.done():
-            self._scheduler.set_result(address)
+        if self._block is not None and not self._block.scheduler.done():
+            self._block.scheduler.set_result(address)
 
     async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk with a rank for as long as it is there."""
@@ -205,23 +238,31 @@ class LocalRanks:
 
     def _accept(self, words: Mapping[str, Any], writer: asyncio.StreamWriter) -> LocalRank | None:
         """Accept a rank, or give `None` if its workers cannot live here."""
-        ours, environ = self._rank, words["environ"]
+        ours = self._rank
         try:
-            rank = Rank.identify(ours.settings, environ, ours.began, layout=words["layout"])
+            rank = _identify(words, ours)
         except EndError:
             # The agent of its own that it gets will say so.
             return None
         if rank.info.rank != ours.info.rank and not self._rules.may_host_workers_of(words):
             return None
-        local_rank = LocalRank(rank, tuple(words["cpus"]), writer)
+        local_rank = LocalRank(words, rank, tuple(words["cpus"]), writer)
         self._present[local_rank.name] = local_rank
         self._everyone.append(local_rank)
         timeline.mark("last rank came")
         _widen(local_rank.cpus)
         if words["record"]:
             self._told.append(CoordinatorRecord(**words["record"]))
-        self.background(self._start_workers(local_rank))
+        self.background(self._welcome(local_rank))
         return local_rank
+
+    async def _welcome(self, local_rank: LocalRank) -> None:
+        """Let a rank wait, and start its workers if a block is under way."""
+        await asyncio.shield(self._joined)
+        local_rank.send("accepted")
+        local_rank.accepted = True
+        if self._block is not None:
+            self._in_block(self._start_workers(local_rank, self._block))
 
     def _lose(self, local_rank: LocalRank) -> None:
         """A rank is gone, and takes its workers with it."""
@@ -230,7 +271,7 @@ class LocalRanks:
             return
         self._present.pop(local_rank.name, None)
         if self._joined.done():
-            self._joined.result()[0].send(Gone(local_rank.name))
+            self._joined.result().send(Gone(local_rank.name))
         if local_rank.nannies:
             from ..dask_backend import workers
 
@@ -240,7 +281,7 @@ class LocalRanks:
         """Start the scheduler for rank 0, if it can be forked here; the process answers."""
         from ..dask_backend import scheduler_process
 
-        connection, _, _ = await asyncio.shield(self._joined)
+        connection = await asyncio.shield(self._joined)
         if not scheduler_process.can_start() or not self._rules.may_fork_for(words):
             writer.write(b"own\n")
             return
@@ -251,27 +292,27 @@ class LocalRanks:
         def tell() -> None:
             loop.remove_reader(process.sentinel)
             process.join()
-            connection.send(SchedulerDied(_ending(process.exitcode)))
+            connection.send(SchedulerDied(_ending(process.exitcode), words["scheduler"]["block"]))
 
         loop.add_reader(process.sentinel, tell)
 
-    async def _start_workers(self, local_rank: LocalRank) -> None:
+    async def _start_workers(self, local_rank: LocalRank, block: Block) -> None:
         """Start the workers of a rank."""
         from ..dask_backend import logs, processes, workers
         from ..dask_backend.worker_factory import worker_spec
 
-        connection, facts, site = await asyncio.shield(self._joined)
-        local_rank.send("accepted")
+        connection = self._joined.result()
         try:
-            plans = self._plan(local_rank, facts)
+            local_rank.rank = _identify(local_rank.words, block.rank)
+            plans = self._plan(local_rank, block.facts)
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
         connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plans]))
-        address = await asyncio.shield(self._scheduler)
+        address = await asyncio.shield(block.scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
-            specs = [worker_spec(plan, site, self._rank.settings, context) for plan in plans]
+            specs = [worker_spec(plan, block.site, block.rank.settings, context) for plan in plans]
             await asyncio.gather(
                 *(
                     workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
@@ -285,7 +326,7 @@ class LocalRanks:
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
-            if not local_rank.gone and not self._over:
+            if not local_rank.gone and not self._over and block is self._block:
                 failure = error if isinstance(error, EndError) else processes.start_failure("worker", error)
                 connection.send(ReportFailure.of(failure))
 
@@ -296,23 +337,30 @@ class LocalRanks:
         open_files.for_workers(len(plan.workers if self._shared else plan.hosted), rank.info.node)
         return plan.hosted
 
+    async def pause(self, timeout: float) -> None:
+        """End the workers of the block; the ranks wait for another one."""
+        from ..dask_backend import workers
+
+        self._block = None
+        for task in list(self._tasks_of_block):
+            task.cancel()
+        nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
+        await workers.close(nannies, timeout)
+        for local_rank in self._everyone:
+            local_rank.nannies.clear()
+
     async def close(self, code: int, timeout: float) -> None:
         """End the workers. The ranks may go meanwhile, but for the one that sees this process end.
 
         That is the one that has started it, if it is still there. When no rank of a node is, Slurm kills what else is left.
         """
-        from ..dask_backend import workers
-
         self._over = True
         ours = self._rank.info.rank
         for name in sorted(self._present, key=lambda name: self._present[name].rank.info.rank != ours)[1:]:
             self._present.pop(name).send(f"end {code}")
         for task in self._tasks:
             task.cancel()
-        nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
-        await workers.close(nannies, timeout)
-        for local_rank in self._everyone:
-            local_rank.nannies.clear()
+        await self.pause(timeout)
 
     def dismiss(self, code: int) -> None:
         """Let the ranks end with this exit code, once this process has."""
@@ -324,9 +372,22 @@ class LocalRanks:
 
     def background(self, coroutine: Any) -> None:
         """Run a coroutine; what is not done when the ranks are dismissed is cancelled."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _run(coroutine, self._tasks)
+
+    def _in_block(self, coroutine: Any) -> None:
+        """Run a coroutine that the end of the block cancels."""
+        _run(coroutine, self._tasks_of_block)
+
+
+def _run(coroutine: Any, tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.get_running_loop().create_task(coroutine)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def _identify(words: Mapping[str, Any], ours: Rank) -> Rank:
+    """Find out who a rank is, with the settings of ours."""
+    return Rank.identify(ours.settings, words["environ"], ours.began, layout=words["layout"])
 
 
 def _widen(cpus: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from ..network import reachable_host
 from ..plan import WORKER, Plan, hosts_workers, make_plan, role_of
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..resources import HostFacts, node_resources, read_host
+from ..security import dashboard_token
 from ..settings import Settings
 
 __all__ = ["PATIENCE", "Facts", "Rank", "unexpected"]
@@ -140,6 +141,10 @@ class Rank:
     def reachable_host(self) -> str:
         """Address of this node; see `batchlet.network.reachable_host`."""
         return reachable_host(self.info.node, self.info.nodes, self.settings.interface)
+
+    def dashboard_token(self, record: CoordinatorRecord) -> str | None:
+        """The secret part of the dashboard's address; `None` where the dashboard is open."""
+        return None if self.settings.security is False else dashboard_token(record.secret)
 
     def notes(self, record: CoordinatorRecord | None, directory: str | None = None) -> FileRendezvous:
         """Where the client leaves a note for the run's owner, however the ranks meet; rank 0 removes it if need be.

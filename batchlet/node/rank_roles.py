@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..plan import SCHEDULER
 from ..rendezvous import Rendezvous
+from . import early_coordinator
 from .coordinator_rank import CoordinatorRank
 from .rank import Rank
 from .worker_rank import Options, work
@@ -34,5 +35,6 @@ def take_part(rank: Rank, options: Options, rendezvous: Rendezvous) -> int:
         What prevents this rank from taking part, or has ended the run.
     """
     if rank.role == SCHEDULER:
-        return CoordinatorRank(rank, options, rendezvous).run()
+        coordinator = early_coordinator.take() or CoordinatorRank(rank, rendezvous)
+        return coordinator.run(rank, options, rendezvous)
     return work(rank, options, rendezvous)

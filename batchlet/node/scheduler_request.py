@@ -61,8 +61,9 @@ class SchedulerProcess:
             with contextlib.suppress(OSError):
                 for line in self._lines:
                     self._scratch = json.loads(line)
-            self._gone.set()
+            # In this order: whoever waits for the end may begin the next block at once.
             on_gone()
+            self._gone.set()
 
         threading.Thread(target=wait, name="batchlet-scheduler-process", daemon=True).start()
 
@@ -87,8 +88,8 @@ def ask(
     rank: Rank,
     options: Options,
     record: CoordinatorRecord,
-    host: str,
     layout: Sequence[Any] | None,
+    block: int,
 ) -> SchedulerProcess | None:
     """Have the agent of this node start the scheduler; `None` where that is not possible.
 
@@ -100,13 +101,13 @@ def ask(
         What the user asked for, as it was given.
     record : CoordinatorRecord
         Where the coordinator is.
-    host : str
-        Address for the scheduler to listen on.
     layout : sequence, optional
         Which ranks share this node, where the launcher's variables do not tell.
+    block : int
+        Number of the block that the scheduler is for.
     """
     try:
-        orders = inputs.for_agent(options, rank.deadline, layout=layout, record=asdict(record), host=host)
+        orders = inputs.for_agent(options, rank.deadline, layout=layout, record=asdict(record), block=block)
     except Exception:  # noqa: BLE001 - pickling runs the user's code; it can do without here
         return None
     environ = {**os.environ, **rank.environ}

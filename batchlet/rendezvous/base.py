@@ -68,6 +68,11 @@ class CoordinatorRecord:
 class Rendezvous(ABC):
     """One way in which the ranks meet."""
 
+    @property
+    def place(self) -> str:
+        """What two of them must have in common so that who is at the one meets who is at the other."""
+        return type(self).__name__
+
     @abstractmethod
     def check(self) -> None:
         """Find out, on any rank and before anything starts, whether the meeting place can be used.

@@ -61,6 +61,11 @@ class FileRendezvous(Rendezvous):
         self._published = False
         self._found: CoordinatorRecord | None = None
 
+    @property
+    def place(self) -> str:
+        """See the base class."""
+        return str(self.directory)
+
     def check(self) -> None:
         """See the base class. Makes the directory, so that every rank runs into the same problem if there is one."""
         for attempt in range(_MKDIR_TRIES):

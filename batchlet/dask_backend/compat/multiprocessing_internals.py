@@ -180,6 +180,22 @@ def end_fork_server() -> int | None:
     return pid
 
 
+@contextlib.contextmanager
+def fork_server_of_this_block() -> Iterator[None]:
+    """End the fork server that was started in this block (``_forkserver_pid``, ``_stop``), unless there was one before.
+
+    Its socket lies in a directory that goes with the block; another cluster in this process would look for it there. Without
+    these names a second cluster in one process does not start.
+    """
+    before = getattr(_fork_server(), "_forkserver_pid", None)
+    try:
+        yield
+    finally:
+        if before is None:
+            with contextlib.suppress(Exception):
+                _fork_server()._stop()
+
+
 def adopt_tracker(fork: Callable[[Callable[[], None], int], int]) -> bool:
     """Have multiprocessing take a process that `fork` makes as its resource tracker, which is a whole interpreter otherwise.
 
