@@ -18,30 +18,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ClusterLostError, EndError, StartTimeoutError, VersionMismatchError, error_named, terminated
-from ..plan import CLIENT, SCHEDULER, WORKER
+from ..errors import ClusterLostError, StartTimeoutError, VersionMismatchError, error_named, terminated
+from ..plan import CLIENT, SCHEDULER
 from . import events as e
 from . import messages as m
 from . import wording
+from .ending import FAILED, IDLE, LINGER, PAUSE, PAUSING, RUNNING, STARTING, STOP, STOPPING, STUCK, Ending
 from .events import Rules
-from .outbox import Outbox
 from .pulse import Pulse
-from .roster import Peer, Roster
+from .roster import Peer
 
 __all__ = ["DEADLINE", "FAILED", "IDLE", "PAUSING", "RUNNING", "STARTING", "STOPPING", "State"]
 
-IDLE, STARTING, RUNNING, PAUSING, STOPPING, FAILED = "idle", "starting", "running", "pausing", "stopping", "failed"
-
 # Timers. `DEADLINE` comes back with what the launcher says about nodes.
 DEADLINE = "deadline"
-_GRACE, _OBITUARY, _PAUSE, _LINGER, _STOP, _STUCK = "grace", "obituary", "pause", "linger", "stop", "stuck"
+_GRACE, _OBITUARY = "grace", "obituary"
 # Seconds within which an agent says how the scheduler's process has ended.
 _OBITUARY_SECONDS = 1.0
-# Seconds for those that have not come yet to hear of a failure, instead of silence.
-_LINGER_SECONDS = 3.0
 
 
-class State:
+class State(Ending):
     """Where the run is; see `advance`.
 
     Parameters
@@ -55,29 +51,17 @@ class State:
     """
 
     def __init__(self, node: str, versions: Mapping[str, str], stop_timeout: float) -> None:
+        super().__init__(node, stop_timeout)
         self._node = node
         self._versions = versions
-        self._stop_timeout = stop_timeout
-        self._phase = IDLE
-        self._failure: EndError | None = None
-        self._ending = False
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)
-        self._roster = Roster(node)
-        self._out = Outbox(self._roster)
         # Of the block
-        self._block = 0
         self._rules: Rules | None = None
         self._launch = ""
-        self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
         self._facts: Mapping[str, Sequence[Any]] | None = None
         self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
-
-    @property
-    def phase(self) -> str:
-        """One of `IDLE`, `STARTING`, `RUNNING`, `PAUSING`, `STOPPING` and `FAILED`."""
-        return self._phase
 
     def advance(self, event: e.Event) -> tuple[e.Action, ...]:
         """Draw the conclusions from what has happened.
@@ -131,9 +115,6 @@ class State:
         for participant, node in died.items() if first else ():
             # Later on those who have died before are missed no more: the user knows.
             self._died_at_start([participant], node)
-
-    def _timed(self, name: str, seconds: float) -> None:
-        self._out.add(e.StartTimer(name, seconds, self._block))
 
     def _enter(self, number: int, hello: m.Hello) -> None:
         peer = self._roster.enter(number, hello)
@@ -285,13 +266,13 @@ class State:
             self._scheduler_lost("ended")
         elif name == _GRACE and self._signal is not None:
             self._fail(terminated(self._signal.number, self._signal.where))
-        elif name == _PAUSE and self._phase == PAUSING:
+        elif name == PAUSE and self._phase == PAUSING:
             self._say_over()
-        elif name == _LINGER and not self._ending:
+        elif name == LINGER and not self._ending:
             self._end()
-        elif name == _STOP and not self._ending:
+        elif name == STOP and not self._ending:
             self._say_closed()
-        elif name == _STUCK:
+        elif name == STUCK:
             self._out.add_once(e.EndHard())
 
     # Becoming ready
@@ -335,72 +316,3 @@ class State:
             self._ready()
             return
         self._fail(StartTimeoutError(wording.incomplete(missing, count, seconds)))
-
-    # The end
-
-    @property
-    def _over(self) -> bool:
-        return self._phase in (STOPPING, FAILED)
-
-    def _fail(self, error: EndError) -> None:
-        if self._over:
-            return
-        self._phase, self._failure = FAILED, error
-        self._out.add(e.Report(error))
-        self._out.broadcast(m.Failed.of(error))
-        self._timed(_LINGER, _LINGER_SECONDS)
-
-    def _pause(self) -> None:
-        self._phase = PAUSING
-        self._out.tell_scheduler(m.Stopping())
-        for peer in self._roster.connected(WORKER):
-            peer.paused = False
-        self._out.send(self._roster.connected(WORKER), m.Pause())
-        self._timed(_PAUSE, self._stop_timeout)
-
-    def _say_over(self) -> None:
-        """The workers are gone, or had their time to: the block's scheduler ends, and the client may go on."""
-        self._phase = IDLE
-        apart = self._roster.connected(SCHEDULER)
-        peers = tuple(peer.number for peer in self._roster.connected(CLIENT))
-        self._out.add(e.SayOver(peers, "rank 0" if apart else "rank 0, the scheduler", dict(self._timeline)))
-        for scheduler in apart:
-            # Its end is no news any more.
-            scheduler.block = 0
-        self._out.send(apart, m.Stop())
-        self._out.add(e.EndBlock())
-
-    def _stop(self) -> None:
-        if self._over:
-            return
-        self._phase = STOPPING
-        self._out.tell_scheduler(m.Stopping())
-        self._out.broadcast(m.Stop(), but=SCHEDULER)
-        self._timed(_STOP, self._stop_timeout)
-
-    def _settle(self) -> None:
-        """See whether those have left for whom the end waits."""
-        if self._ending:
-            return
-        if self._phase == PAUSING and all(peer.paused for peer in self._roster.connected(WORKER)):
-            self._say_over()
-        if self._phase == STOPPING and not self._roster.connected(WORKER):
-            # The client leaves last: it waits for the coordinator's last word.
-            self._say_closed()
-        # After the deadline nobody is waited for who has not come: they had their time.
-        late = isinstance(self._failure, StartTimeoutError)
-        if self._phase == FAILED and not self._roster.connected() and (late or not self._roster.awaited):
-            self._end()
-
-    def _say_closed(self) -> None:
-        self._out.broadcast(m.Closed(), but=SCHEDULER)
-        self._end()
-
-    def _end(self) -> None:
-        """Let the scheduler end; the hard way if its event loop is blocked."""
-        self._ending = True
-        schedulers = self._roster.connected(SCHEDULER)
-        self._out.send(schedulers, m.Stop())
-        if not schedulers:
-            self._out.add_once(e.StopServing())
-        self._timed(_STUCK, self._stop_timeout)

@@ -16,6 +16,7 @@ import pytest
 
 from batchlet.control.connection import Connection
 from batchlet.control.coordinator import Coordinator, CoordinatorConfig
+from batchlet.control.events import Rules
 from batchlet.control.messages import Hello, Message, Planned
 from batchlet.errors import EndError, StartTimeoutError
 from batchlet.rendezvous import CoordinatorRecord
@@ -71,6 +72,8 @@ class Owner:
         self.lost = run.losses.append
         self.end_hard = run.stuck.set
         self.expected_nodes = dict
+        self.begin_block = run.asked.append
+        self.end_block = run.block_over.set
 
 
 class Run:
@@ -91,6 +94,8 @@ class Run:
         self.met = threading.Event()
         self.stopped = threading.Event()
         self.stuck = threading.Event()
+        self.block_over = threading.Event()
+        self.asked: list[str] = []
         self.credentials = credentials
         self.failures: list[EndError] = []
         self.losses: list[str] = []
@@ -102,17 +107,23 @@ class Run:
             secret=SECRET,
             credentials=credentials,
             node="n0",
+            ranks=1 + len(participants.split()),
+            stop_timeout=stop_timeout,
+            scheduler_timeout=scheduler_timeout,
+            versions=VERSIONS,
+        )
+        self.rules = Rules(
             participants=participants.split(),
             start_timeout=start_timeout,
             patience=start_timeout,
             stop_timeout=stop_timeout,
             grace=grace,
             scheduler_timeout=scheduler_timeout,
-            versions=VERSIONS,
             quorum=lambda _: quorum,
         )
         self.coordinator = Coordinator(config, Owner(self))
         self.port = self.coordinator.listen()
+        self.coordinator.begin(self.rules, "")
 
     def record(self, **other: object) -> CoordinatorRecord:
         fields = {

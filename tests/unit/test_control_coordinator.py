@@ -18,8 +18,8 @@ from batchlet.control.connection import Connection
 from batchlet.control.messages import (
     Beat,
     Closed,
-    Done,
     Failed,
+    Finish,
     Forget,
     Gone,
     Message,
@@ -147,14 +147,14 @@ def apart(run) -> Connection:
 
 def test_a_scheduler_apart_ends_when_the_workers_have_left_and_rank_0_after_it(run, apart):
     _, client, second, third = run.connections
-    client.send(Done())
+    client.send(Finish())
     apart.wait(Stopping, soon())
     second.wait(Stop, soon())
     second.close()
     assert is_silent(apart, Stop)
     third.close()
     apart.wait(Stop, soon())
-    assert "rank 0" in client.wait(Closed, soon()).timeline
+    assert client.wait(Closed, soon()) == Closed()
     assert not run.stopped.wait(0.1)
     apart.close()
     assert run.stopped.wait(5)
@@ -512,7 +512,7 @@ def test_when_the_client_is_done_the_workers_leave_first_and_the_client_last(run
     client, second, third = run.client(), run.worker("2"), run.worker("3")
     run.running("2", "3")
     client.wait(Ready, soon())
-    client.send(Done())
+    client.send(Finish())
     second.wait(Stop, soon())
     third.wait(Stop, soon())
     second.close()
@@ -532,7 +532,7 @@ def test_a_worker_that_does_not_leave_holds_up_the_end_for_stop_timeout_and_no_l
     run.worker("3")
     run.running("2", "3")
     client.wait(Ready, soon())
-    client.send(Done())
+    client.send(Finish())
     began = time.monotonic()
     assert run.stopped.wait(2)
     assert 0.2 < time.monotonic() - began < 1.5
@@ -544,7 +544,7 @@ def test_a_rank_that_comes_when_the_run_is_over_is_told_to_stop(new_run):
     run.worker("2")
     run.running("2")
     client.wait(Ready, soon())
-    client.send(Done())
+    client.send(Finish())
     client.wait(Stop, soon())
     assert run.connection("3").wait(Stop, soon(1)) == Stop()
 
@@ -563,7 +563,7 @@ def test_nothing_is_left_of_a_run_in_its_processes(new_run):
     client, second = run.client(), run.worker("2")
     run.running("2")
     client.wait(Ready, soon())
-    client.send(Done())
+    client.send(Finish())
     second.close()
     client.wait(Closed, soon())
     client.close()

@@ -8,6 +8,7 @@ import pytest
 
 from batchlet.control.connection import error_of
 from batchlet.control.messages import (
+    BlockOver,
     Closed,
     Failed,
     Hello,
@@ -30,7 +31,7 @@ MESSAGES = [
     SchedulerStarted("tls://10.0.0.1:8786", ["127.0.0.1", 8787]),
     SchedulerStarted("tls://10.0.0.1:8786"),
     Terminate(15, "rank 2 on node n1"),
-    Closed({"rank 0": [["process started", 1.5]]}),
+    BlockOver({"rank 0": [["process started", 1.5]]}),
     Closed(),
     Stop(),
 ]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from batchlet.control import events as e
 from batchlet.control import messages as m
-from batchlet.control.state import FAILED, RUNNING, STARTING, STOPPING, Rules, State
+from batchlet.control.events import Rules
+from batchlet.control.state import FAILED, IDLE, PAUSING, RUNNING, STARTING, STOPPING, State
 from batchlet.errors import ClusterLostError, NetworkError, PlanError, error_named
 
 GIB = 1 << 30
@@ -19,18 +20,18 @@ VERSIONS = {"dask": "2026.8.0"}
 STARTED = m.SchedulerStarted("tls://10.0.0.1:1", None)
 FACTS = {"n1": [4 * GIB, "scontrol"]}
 ANSWERS = (m.Stop, m.Failed, m.Closed)
+LAUNCH = "options of the user"
+WELCOME = m.Welcome(FACTS, LAUNCH)
 
 
 def rules(participants: str = "1 2 3", quorum: int | None = None) -> Rules:
     return Rules(
-        node="n0",
         participants=participants.split(),
         start_timeout=20,
         patience=19,
         stop_timeout=3,
         grace=10,
         scheduler_timeout=60,
-        versions=VERSIONS,
         quorum=lambda _: quorum,
     )
 
@@ -39,34 +40,38 @@ class World:
     """All that is around a state: who is connected and what they were told, the timers, and rank 0."""
 
     def __init__(self, participants: str = "1 2 3", quorum: int | None = None) -> None:
-        self.state = State(rules(participants, quorum))
+        self.state = State("n0", VERSIONS, 3)
+        self.rules = rules(participants, quorum)
         self.connected: dict[str, int] = {}
         self.told: dict[int, list[m.Message]] = {}
         self.numbers = 0
-        self.timers: dict[str, float] = {}
+        self.timers: dict[tuple[str, int], float] = {}
         self.actions: list[e.Action] = []
         self.said_closed: set[int] = set()
         # What should be reported: the first cause that came while the run was not over.
         self.cause: tuple[str, str] | None = None
-        self.happened(e.Listening())
+        self.happened(e.Began(self.rules, LAUNCH))
 
     def happened(self, event: e.Event) -> tuple[e.Action, ...]:
         before = self.state.phase
         cause = self.cause_in(event)
         actions = self.state.advance(event)
-        if before in (STARTING, RUNNING) and cause is not None:
+        if before not in (STOPPING, FAILED) and cause is not None:
             self.cause = self.cause or cause
         for action in actions:
-            if isinstance(action, (e.Send, e.Close)):
-                message = action.message if isinstance(action, e.Send) else m.Closed(action.timeline)
+            if isinstance(action, (e.Send, e.SayOver)):
+                message = action.message if isinstance(action, e.Send) else m.BlockOver(action.timeline)
                 for peer in action.peers:
                     assert peer in self.connected.values(), "nobody is told anything who is not there"
                     assert peer not in self.said_closed, "who has taken leave is told nothing"
                     self.told[peer].append(message)
             elif isinstance(action, e.StartTimer):
                 assert action.seconds >= 0
-                self.timers[action.name] = action.seconds
+                self.timers[action.name, action.block] = action.seconds
         self.actions += actions
+        if any(isinstance(action, e.BeginBlock) for action in actions):
+            # As rank 0 does, as soon as the scheduler of the block before is gone.
+            self.happened(e.Began(self.rules, LAUNCH))
         assert not (before in (STOPPING, FAILED) and self.state.phase != before), "nothing changes the outcome"
         return actions
 
@@ -111,14 +116,22 @@ class World:
         return self.happened(e.MessageCame(e.OWN, message))
 
     def fire(self, name: str) -> None:
-        if self.timers.pop(name, None) is not None:
-            self.happened(e.DeadlinePassed({}) if name == "deadline" else e.TimerFired(name))
+        """Let the timer of a name fire that was set last."""
+        for block in sorted((block for known, block in self.timers if known == name), reverse=True)[:1]:
+            self._fire(name, block)
+
+    def _fire(self, name: str, block: int) -> None:
+        del self.timers[name, block]
+        self.happened(e.DeadlinePassed({}, block) if name == "deadline" else e.TimerFired(name, block))
+
+    def seconds(self, name: str) -> float:
+        return next(seconds for (known, _), seconds in reversed(self.timers.items()) if known == name)
 
     def fire_all(self) -> None:
         """Let all the time pass that anybody waits for; a timer may start another one."""
         for _ in range(10):
-            for name in list(self.timers):
-                self.fire(name)
+            for name, block in list(self.timers):
+                self._fire(name, block)
         assert self.timers == {}
 
     def running(self, *workers: int) -> None:
@@ -152,14 +165,14 @@ def ready(quorum: int | None = None) -> World:
 
 
 def test_the_first_thing_is_the_deadline():
-    assert World().actions == [e.StartTimer("deadline", 19)]
+    assert World().actions == [e.StartTimer("deadline", 19, 1)]
 
 
 def test_all_hear_of_the_facts_of_the_scheduler_and_when_the_cluster_is_ready():
     world = ready()
     for name in ("1", "agent-2", "agent-3"):
         assert world.told[world.connected[name]] == [
-            m.Welcome(FACTS),
+            WELCOME,
             STARTED,
             m.Ready(workers=2, threads=(2, 2), memory=(GIB, GIB), nodes=2),
         ]
@@ -171,7 +184,7 @@ def test_who_comes_late_hears_at_once_what_the_others_have_heard():
     world = World()
     world.happened(e.FactsKnown(FACTS))
     world.own(STARTED)
-    assert world.told[world.client()] == [m.Welcome(FACTS), STARTED]
+    assert world.told[world.client()] == [WELCOME, STARTED]
 
 
 def test_a_question_is_answered():
@@ -186,10 +199,9 @@ def test_the_end_in_good_order_workers_first_then_the_client_then_the_scheduler_
     world.says("scheduler", STARTED)
     world.says("scheduler", m.WorkerJoined("2"))
     assert world.state.phase == RUNNING
-    assert world.says("1", m.Done())[:2] == (e.Send((scheduler,), m.Stopping()), e.Send((client, worker), m.Stop()))
-    world.says("agent-2", m.Timeline("workers of node n1", [["ready", 1.0]]))
+    assert world.says("1", m.Finish())[:2] == (e.Send((scheduler,), m.Stopping()), e.Send((client, worker), m.Stop()))
     world.leave("agent-2")
-    assert world.last("1") == m.Closed({"workers of node n1": [["ready", 1.0]]})
+    assert world.last("1") == m.Closed()
     assert world.last("scheduler") == m.Stop()
     assert world.done(e.StopServing) == []
     world.leave("scheduler")
@@ -203,12 +215,111 @@ def test_a_scheduler_here_is_told_what_one_apart_is_told():
     assert e.TellScheduler(m.Stopping()) in world.says("1", m.Done())
 
 
+def test_a_block_ends_when_all_agents_have_no_workers_any_more_and_another_one_is_like_the_first():
+    world = World("1 2 3")
+    client, two, three = world.client(), world.worker(2), world.worker(3)
+    for block in (1, 2, 3):
+        scheduler = world.enter("scheduler", "scheduler", "n0")
+        world.happened(e.FactsKnown(FACTS))
+        if block > 1:
+            for rank in (2, 3):
+                world.says(f"agent-{rank}", planned(rank))
+        world.says("scheduler", STARTED)
+        assert world.state.phase == STARTING
+        world.says("scheduler", m.WorkerJoined("2"))
+        world.says("scheduler", m.WorkerJoined("3"))
+        assert world.state.phase == RUNNING
+        world.says("agent-2", m.Timeline("workers of node n1", [["ready", float(block)]]))
+        assert world.says("1", m.Done())[:2] == (e.Send((scheduler,), m.Stopping()), e.Send((two, three), m.Pause()))
+        world.says("agent-2", m.Paused())
+        assert world.state.phase == PAUSING
+        world.says("agent-3", m.Paused())
+        assert world.state.phase == IDLE
+        assert world.told[client][-1] == m.BlockOver({"workers of node n1": [["ready", float(block)]]})
+        assert len(world.done(e.EndBlock)) == block
+        world.leave("scheduler")
+        # What is left of the block is no news for the next one.
+        world.says("agent-2", m.SchedulerDied("ended with exit code 0", block))
+        if block < 3:
+            world.says("1", m.Begin(LAUNCH))
+            world.fire("pause")
+            assert world.state.phase == STARTING
+    world.leave("1")
+    assert world.state.phase == STOPPING
+    assert world.done(e.Report) == world.done(e.NoteLoss) == []
+    assert {type(message) for message in world.told[two]} == {m.Welcome, m.SchedulerStarted, m.Ready, m.Pause, m.Stop}
+
+
+def test_a_timer_of_a_block_that_is_over_does_nothing_in_the_next_one():
+    world = ready()
+    world.says("1", m.Done())
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    world.says("1", m.Begin(LAUNCH))
+    for timer in [timer for timer in world.timers if timer[1] == 1]:
+        world._fire(*timer)
+    assert world.state.phase == STARTING
+
+
+def test_who_has_died_in_a_block_is_not_waited_for_in_the_next_one():
+    world = ready()
+    world.leave("agent-3")
+    world.says("1", m.Done())
+    world.says("agent-2", m.Paused())
+    world.says("1", m.Begin(LAUNCH))
+    world.happened(e.FactsKnown(FACTS))
+    world.says("agent-2", planned(2))
+    world.running(2)
+    assert world.state.phase == RUNNING
+    assert len(world.done(e.NoteLoss)) == 1
+
+
+def test_an_agent_that_cannot_end_its_workers_holds_nobody_up():
+    world = ready()
+    world.says("1", m.Done())
+    world.fire("pause")
+    assert world.state.phase == IDLE
+    assert isinstance(world.last("1"), m.BlockOver)
+
+
+@pytest.mark.parametrize("quorum", [None, 1])
+def test_who_dies_before_the_first_block_has_died_at_its_start(quorum):
+    world = World(quorum=quorum)
+    world.state = State("n0", VERSIONS, 3)
+    world.worker(2)
+    world.leave("agent-2")
+    assert world.state.phase == IDLE
+    world.happened(e.Began(world.rules, LAUNCH))
+    assert world.state.phase == (FAILED if quorum is None else STARTING)
+
+
+def test_a_script_that_begins_no_block_ends_all_in_good_order():
+    world = World()
+    world.state = State("n0", VERSIONS, 3)
+    peer = world.worker(2)
+    world.happened(e.Finished())
+    assert world.told[peer] == [m.Stop()]
+    world.leave("agent-2")
+    assert world.done(e.StopServing) == [e.StopServing()]
+    assert world.done(e.Report) == []
+
+
+def test_a_signal_between_two_blocks_ends_the_run():
+    world = ready()
+    world.says("1", m.Done())
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    world.says("agent-2", m.Signalled(signal.SIGTERM, "2"))
+    [report] = world.done(e.Report)
+    assert report.error.exit_code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("stuck", ["worker", "scheduler"])
 def test_who_does_not_leave_holds_up_the_end_until_its_timer_fires(stuck):
     world = ready()
     scheduler = world.enter("scheduler", "scheduler", "n0")
-    world.says("1", m.Done())
-    assert world.timers["stop"] == 3
+    world.says("1", m.Finish())
+    assert world.seconds("stop") == 3
     if stuck == "worker":
         world.fire("stop")
     else:
@@ -292,7 +403,7 @@ def test_the_record_is_kept_for_those_who_are_late():
 def test_the_node_of_a_rank_that_nobody_has_seen_is_the_launcher_s():
     world = World("1 2 9")
     world.client()
-    world.happened(e.DeadlinePassed({9: "n7"}))
+    world.happened(e.DeadlinePassed({9: "n7"}, 1))
     [report] = world.done(e.Report)
     assert "rank 2 on a node that nobody came from, rank 9 on node n7 did not arrive" in str(report.error)
 
@@ -314,7 +425,7 @@ def test_silence_is_the_time_that_passes_without_a_sign_of_life():
 def test_a_lost_scheduler_waits_a_moment_for_who_knows_how_it_ended():
     world = ready()
     world.happened(e.SchedulerGone())
-    assert (world.state.phase, world.timers["obituary"]) == (RUNNING, 1.0)
+    assert (world.state.phase, world.seconds("obituary")) == (RUNNING, 1.0)
     world.says("agent-2", m.SchedulerDied("was killed by SIGKILL"))
     world.fire("obituary")
     [report] = world.done(e.Report)
@@ -326,7 +437,7 @@ def test_a_client_that_does_not_heed_a_signal_is_ended_after_its_grace():
     world.happened(e.LocalSignal(signal.SIGTERM, "rank 0 on node n0"))
     world.happened(e.LocalSignal(signal.SIGINT, "rank 0 on node n0"))
     assert world.last("1") == m.Terminate(signal.SIGTERM, "rank 0 on node n0")
-    assert world.timers["grace"] == 13
+    assert world.seconds("grace") == 13
     world.fire("grace")
     [report] = world.done(e.Report)
     assert report.error.exit_code == 128 + signal.SIGTERM
@@ -343,7 +454,7 @@ def test_a_client_that_comes_after_the_signal_hears_of_it():
 
 RANKS = (2, 3)
 NAMES = ("1", "scheduler", *(f"agent-{rank}" for rank in RANKS))
-TIMERS = ("deadline", "grace", "obituary", "linger", "stop", "stuck")
+TIMERS = ("deadline", "grace", "obituary", "pause", "linger", "stop", "stuck")
 
 
 def enter(name: str, versions: dict[str, str] = VERSIONS):
@@ -396,6 +507,10 @@ STEPS = {
     "rank 0 is signalled": lambda world: world.happened(e.LocalSignal(signal.SIGINT, "rank 0 on node n0")),
     "rank 0 fails": lambda world: world.happened(e.Fail(NetworkError("no network"))),
     "the client is done": lambda world: world.says("1", m.Done()),
+    "the client begins": lambda world: world.says("1", m.Begin(LAUNCH)),
+    "the client finishes": lambda world: world.says("1", m.Finish()),
+    "rank 0 finishes": lambda world: world.happened(e.Finished()),
+    **{f"agent-{rank} pauses": lambda world, rank=rank: world.says(f"agent-{rank}", m.Paused()) for rank in RANKS},
     "a question": lambda world: world.says("agent-2", m.Ping()),
     **{f"timer {name}": lambda world, name=name: world.fire(name) for name in TIMERS},
 }
@@ -403,7 +518,10 @@ STEPS = {
 USUAL = (
     "1 enters", "agent-2 enters", "the facts", "agent-3 enters", "agent-2 plans 1", "agent-3 plans 1", "the scheduler starts",
     "the scheduler beats", "worker 2 joins", "worker 3 joins", "time passes", "the scheduler beats", "the client is done",
-    "agent-2 takes leave", "agent-2 dies", "agent-3 takes leave", "agent-3 dies", "1 takes leave", "1 dies",
+    "agent-2 pauses", "agent-3 pauses", "the client begins", "the facts", "agent-2 plans 1", "agent-3 plans 1",
+    "the scheduler starts", "worker 2 joins", "worker 3 joins", "the client is done", "agent-3 pauses", "agent-2 pauses",
+    "the client finishes", "agent-2 takes leave", "agent-2 dies", "agent-3 takes leave", "agent-3 dies", "1 takes leave",
+    "1 dies",
 )  # fmt: skip
 
 
@@ -455,9 +573,10 @@ def test_the_usual_way_is_one_without_failures():
         STEPS[step](world)
     assert world.state.phase == STOPPING
     assert world.done(e.Report) == world.done(e.NoteLoss) == []
-    assert [type(action) for action in world.actions if isinstance(action, (e.Met, e.Close, e.StopServing))] == [
+    assert [type(action) for action in world.actions if isinstance(action, (e.Met, e.SayOver, e.StopServing))] == [
         e.Met,
-        e.Close,
+        e.SayOver,
+        e.SayOver,
         e.StopServing,
     ]
 

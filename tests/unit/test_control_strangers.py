@@ -22,8 +22,8 @@ import pytest
 from batchlet import open_files
 from batchlet.control import door
 from batchlet.control.messages import (
-    Done,
     Failed,
+    Finish,
     Ready,
     Stop,
     Welcome,
@@ -343,7 +343,7 @@ def test_thousands_of_strangers_delay_a_rank_by_two_seconds_at_most_and_no_one_w
             # Those who are in stand the flood, too.
             assert is_silent(client, Failed, 1.0)
         assert (run.failures, run.losses) == ([], [])
-        client.send(Done())
+        client.send(Finish())
         client.wait(Stop, soon())
     assert times[-1] < 2, times
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

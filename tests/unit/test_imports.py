@@ -65,6 +65,7 @@ ROOMS = (
             ("control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
+            ("control.ending",),
             ("control.state",),
             ("control.coordinator",),
         ),
@@ -108,8 +109,10 @@ ROOMS = (
         "node",
         (
             ("node.worker_rank",),
-            ("node.scheduler_request",),
+            ("node.scheduler_request", "node.sharing"),
+            ("node.scheduler_block",),
             ("node.coordinator_rank",),
+            ("node.early_coordinator",),
             ("node.rank_roles", "node.local_ranks"),
             ("node.agent",),
             ("node.bootstrap",),
@@ -121,11 +124,12 @@ ROOMS = (
         (
             ("client",),
             ("client.backend",),
-            ("client.announce", "client.dask_clients", "client.local", "client.ranks", "client.refusal"),
+            ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
+            ("client.ranks",),
             ("client.session",),
         ),
     ),
-    ("", (("runner",), ("",), ("cli",), ("__main__",))),
+    ("", (("runner",), ("early",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}
