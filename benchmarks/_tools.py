@@ -128,8 +128,9 @@ TOOLS = {
     for tool in (
         Tool(BASE, "SLURMRunner", "with_slurm_runner.py", needs=("dask_jobqueue",)),
         Tool("dask-mpi", "dask-mpi (mpirun)", "with_dask_mpi.py", "mpirun", needs=("dask_mpi", "mpi4py")),
-        Tool("batchlet", "Batchlet", "with_batchlet.py"),
-        Tool("batchlet-above", "Batchlet, imports above `with`", "with_batchlet_above.py"),
+        Tool("batchlet-early", "Batchlet, imports on top, batchlet.early", "with_batchlet_early.py"),
+        Tool("batchlet-above", "Batchlet, imports on top, ordinary import", "with_batchlet_above.py"),
+        Tool("batchlet", "Batchlet, imports below `with`", "with_batchlet.py"),
         Tool("batchlet-m", "python -m batchlet", "unmodified.py", module=True),
         Tool("batchlet-node", "Batchlet, one rank per node", "with_batchlet.py", one_rank=True),
         Tool("batchlet-mpirun", "Batchlet (mpirun)", "with_batchlet.py", "mpirun", needs=("batchlet", "mpi4py")),

@@ -198,7 +198,7 @@ SECTIONS = {
     ),
     "memory": Section(
         lambda scope: scope.memory,
-        (BASE, "dask-mpi", "batchlet", "batchlet-above", "batchlet-m", "batchlet-node"),
+        (BASE, "dask-mpi", "batchlet-early", "batchlet-above", "batchlet", "batchlet-m", "batchlet-node"),
         ("memory",),
         show_memory,
     ),
@@ -291,6 +291,7 @@ COLOURS = {
     "batchlet": ("#3b82f6", False),
     "batchlet-m": ("#2ea36f", True),
     "batchlet-node": ("#0ea5b7", True),
+    "batchlet-early": ("#16a34a", False),
 }
 
 

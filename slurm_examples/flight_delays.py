@@ -14,14 +14,14 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from batchlet import BatchletRunner
-
-# Under srun every rank runs the top of this file, and only the client's rank
-# goes on into main(). So what takes long to import is imported further down.
-if TYPE_CHECKING:
-    import pandas as pd
+import dask
+import dask.dataframe as dd
+import pandas as pd
+from batchlet.early import BatchletRunner  # ranks that will be workers wait here
+from dask.distributed import Client
+from pandas.testing import assert_frame_equal
 
 FLIGHTS = 336_776
 COLUMNS = ["month", "carrier", "origin", "dep_time", "dep_delay", "arr_delay"]
@@ -45,8 +45,6 @@ def read_flights(start: int = 0, count: int | None = None) -> pd.DataFrame:
     Workers call this: only the numbers travel, and each worker reads the file
     from its own Python environment.
     """
-    import pandas as pd
-
     return pd.read_csv(
         data_file("flights.csv.zip"),
         usecols=COLUMNS,
@@ -87,8 +85,6 @@ def show(table: pd.DataFrame) -> None:
 
 def check(tables: list[pd.DataFrame], airlines: pd.DataFrame) -> None:
     """Do it all again with pandas alone; exit with a message if anything differs."""
-    from pandas.testing import assert_frame_equal
-
     for table, again in zip(tables, summaries(read_flights(), airlines), strict=True):
         # Dask keeps text as Arrow strings: compare the names, not their type.
         # A mean may differ in its last digits: it was added up in another order.
@@ -111,11 +107,6 @@ def main(runner: BatchletRunner) -> None:
     options = parser.parse_args()
     if options.partitions < 1:
         parser.error("--partitions must be at least 1")
-
-    import dask
-    import dask.dataframe as dd
-    import pandas as pd
-    from dask.distributed import Client
 
     with Client(runner) as client:
         began = time.perf_counter()

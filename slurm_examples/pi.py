@@ -12,7 +12,9 @@ import argparse
 import math
 import time
 
-from batchlet import BatchletRunner
+import dask.array as da
+from batchlet.early import BatchletRunner  # ranks that will be workers wait here
+from dask.distributed import Client
 
 CHUNK = 1_000_000  # points per task: 16 MB, and a few tens of milliseconds
 
@@ -26,10 +28,6 @@ def main(runner: BatchletRunner) -> None:
     samples = int(options.samples)
     if samples < 1:
         parser.error("--samples must be at least 1")
-
-    # Imported here and not at the top, which every rank runs.
-    import dask.array as da
-    from dask.distributed import Client
 
     with Client(runner) as client:
         began = time.perf_counter()

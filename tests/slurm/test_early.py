@@ -1,0 +1,133 @@
+"""`batchlet.early`: worker ranks go no further than its import, whatever the script then does."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from fault_helpers import options
+from run_helpers import Place, Run
+
+pytestmark = pytest.mark.slurm
+
+EARLY = """
+import os
+open(f"above-{os.environ.get('SLURM_PROCID')}", "w").close()
+from batchlet.early import BatchletRunner
+import sys
+from dask.distributed import Client
+
+open(f"below-{os.environ.get('SLURM_PROCID')}", "w").close()
+"""
+USES = """
+with BatchletRunner({given}) as runner, Client(runner) as client:
+    print(client.submit(sum, [1, 2, 3]).result(), len(client.nthreads()))
+"""
+
+
+def ran(place: Place, where: str) -> list[str]:
+    """The ranks that have come as far as that; forgotten afterwards."""
+    found = sorted(path.name for path in place.cwd.glob(f"{where}-*"))
+    for name in found:
+        (place.cwd / name).unlink()
+    return [name.removeprefix(f"{where}-") for name in found]
+
+
+def run_early(srun: Run, place: Place, script: str, *, size: tuple[str, ...] = ("-N2", "-n6"), env=None):
+    """Run, and give the result with the ranks that came above and below the import."""
+    result = place.run_only("srun", *size, sys.executable, place.script(script), env=env, timeout=60)
+    above, below = ran(place, "above"), ran(place, "below")
+    place.assert_nothing_left(result=result)
+    return result, above, below
+
+
+@pytest.mark.parametrize(
+    ("given", "workers"),
+    [
+        ("", 4),
+        ("workers_per_node=3", 6),
+        ("rendezvous_dir='elsewhere'", 4),
+        ("local_directory='scratch', security=False", 4),
+        ("memory_headroom_frac=0.5, worker_options={'resources': {'key': 1}}", 4),
+    ],
+)
+def test_worker_ranks_run_nothing_below_the_import_and_get_the_options_from_rank_0(
+    srun: Run, place: Place, given: str, workers: int
+) -> None:
+    result, above, below = run_early(srun, place, EARLY + USES.format(given=given))
+    for directory in ("scratch", "elsewhere"):
+        if (place.cwd / directory).exists():
+            (place.cwd / directory).rmdir()
+    assert (result.rc, result.stdout) == (0, f"6 {workers}\n"), str(result)
+    assert (above, below) == (["0", "1", "2", "3", "4", "5"], ["0", "1"])
+    assert len(result.errors) == 2, str(result)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_where_the_script_makes_no_cluster_the_waiting_ranks_end_with_it(srun: Run, place: Place, code: int) -> None:
+    result, _, below = run_early(srun, place, EARLY + f"sys.exit({code})")
+    assert (result.rc, below) == (code, ["0", "1"]), str(result)
+    assert [line for line in result.errors if line.startswith("batchlet")] == [
+        "batchlet: the script has made no cluster: 6 ranks were there, and end with it"
+    ], str(result)
+
+
+def test_a_local_cluster_leaves_the_waiting_ranks_alone(srun: Run, place: Place) -> None:
+    script = EARLY + "if os.environ['SLURM_PROCID'] == '1':" + USES.format(given="mode='local'").replace("\n", "\n    ")
+    result, _, _ = run_early(srun, place, script)
+    assert (result.rc, result.stdout) == (0, "6 1\n"), str(result)
+    assert any("has made no cluster" in line for line in result.errors), str(result)
+
+
+@pytest.mark.parametrize("variable", ["share_node=false", "rendezvous=file", "start_timeout=100", "mode=slurm"])
+def test_what_has_to_be_known_early_is_done_the_ordinary_way(srun: Run, place: Place, variable: str) -> None:
+    name, _, value = variable.partition("=")
+    result, _, below = run_early(srun, place, EARLY + USES.format(given=""), env=options(**{name: value}))
+    assert (result.rc, result.stdout) == (0, "6 4\n"), str(result)
+    assert below == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_mpi_that_needs_all_ranks_is_refused(srun: Run, place: Place) -> None:
+    result, _, _ = run_early(srun, place, EARLY + USES.format(given="rendezvous='mpi'"))
+    assert result.rc == 2, str(result)
+    assert sum("the worker ranks wait at `import batchlet.early`" in line for line in result.errors) == 1, str(result)
+
+
+def test_an_import_below_dask_is_said_to_be_for_nothing(srun: Run, place: Place) -> None:
+    result, _, below = run_early(srun, place, "import distributed\n" + EARLY + USES.format(given=""))
+    assert (result.rc, result.stdout, below) == (0, "6 4\n", ["0", "1"]), str(result)
+    assert sum("is imported below Dask" in line for line in result.errors) == 1, str(result)
+
+
+def test_an_import_by_another_module_has_no_effect(srun: Run, place: Place) -> None:
+    (place.base / "other_module.py").write_text("from batchlet.early import BatchletRunner\n")
+    result, _, below = run_early(srun, place, EARLY.replace("batchlet.early", "other_module") + USES.format(given=""))
+    assert (result.rc, result.stdout) == (0, "6 4\n"), str(result)
+    assert below == ["0", "1", "2", "3", "4", "5"]
+    assert sum("has no effect here: other_module imports it" in line for line in result.errors) == 1, str(result)
+
+
+def test_under_the_command_line_it_is_the_runner_alone(place: Place) -> None:
+    script = place.script(EARLY + USES.format(given=""))
+    result = place.run_only("srun", "-n4", sys.executable, "-m", "batchlet", script, timeout=60)
+    assert (result.rc, result.stdout) == (0, "6 2\n"), str(result)
+    assert (ran(place, "above"), ran(place, "below")) == (["1"], ["1"])
+
+
+def test_without_a_launcher_it_is_the_runner_alone(place: Place) -> None:
+    result = place.run_only(sys.executable, place.script(EARLY + USES.format(given="workers_per_node=1")), timeout=60)
+    assert (result.rc, result.stdout) == (0, "6 1\n"), str(result)
+    ran(place, "above"), ran(place, "below")
+
+
+HELP = """
+import argparse
+from batchlet.early import BatchletRunner
+argparse.ArgumentParser(description="of the script").parse_args()
+"""
+
+
+def test_help_is_printed_by_the_head_ranks_at_most(place: Place) -> None:
+    result = place.run_only("srun", "-n8", sys.executable, place.script(HELP), "--help", timeout=60)
+    assert result.rc == 0, str(result)
+    assert result.stdout.count("of the script") == 2
