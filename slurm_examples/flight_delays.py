@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import batchlet.early  # ranks that will be workers wait here
 import dask
 import dask.dataframe as dd
 import pandas as pd
-from batchlet.early import BatchletRunner  # ranks that will be workers wait here
 from dask.distributed import Client
 from pandas.testing import assert_frame_equal
 
@@ -98,7 +98,7 @@ def check(tables: list[pd.DataFrame], airlines: pd.DataFrame) -> None:
     print(f"check: equal to pandas alone, for all {FLIGHTS:,} flights")
 
 
-def main(runner: BatchletRunner) -> None:
+def main(runner: batchlet.BatchletRunner) -> None:
     """Run once, on the client, whatever the number of ranks."""
     # Here and not at the top: a wrong option is answered once, not by every rank.
     parser = argparse.ArgumentParser(description="Flight delays, New York 2013.")
@@ -133,5 +133,5 @@ def main(runner: BatchletRunner) -> None:
 
 
 if __name__ == "__main__":
-    with BatchletRunner() as runner:
+    with batchlet.BatchletRunner() as runner:
         main(runner)

@@ -12,14 +12,14 @@ import argparse
 import math
 import time
 
+import batchlet.early  # ranks that will be workers wait here
 import dask.array as da
-from batchlet.early import BatchletRunner  # ranks that will be workers wait here
 from dask.distributed import Client
 
 CHUNK = 1_000_000  # points per task: 16 MB, and a few tens of milliseconds
 
 
-def main(runner: BatchletRunner) -> None:
+def main(runner: batchlet.BatchletRunner) -> None:
     """Run once, on the client, whatever the number of ranks."""
     parser = argparse.ArgumentParser(description="Estimate pi from random points.")
     parser.add_argument("--samples", type=float, default=2e8, help="default: 2e8")
@@ -48,5 +48,5 @@ def main(runner: BatchletRunner) -> None:
 
 
 if __name__ == "__main__":
-    with BatchletRunner() as runner:
+    with batchlet.BatchletRunner() as runner:
         main(runner)
