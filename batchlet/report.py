@@ -108,7 +108,7 @@ def started(
     )
 
 
-def ended(*, seconds: float, workers: int, error: str | None) -> None:
+def ended(*, seconds: float, workers: int, error: str | None, advice: str = "") -> None:
     """Say that the run is over.
 
     Parameters
@@ -119,8 +119,11 @@ def ended(*, seconds: float, workers: int, error: str | None) -> None:
         Workers that were ready at the start.
     error : str, optional
         Name of the exception that ended the ``with`` block.
+    advice : str
+        What would have saved time.
     """
-    note(f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {_count(workers, 'worker')}")
+    text = f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {_count(workers, 'worker')}"
+    note(f"{text}; {advice}" if advice else text)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Marks", "forget", "lines", "mark", "marks"]
+__all__ = ["Marks", "age", "forget", "lines", "mark", "marks"]
 
 # Event and time (seconds since the epoch: the marks of several nodes are compared, as well as their clocks agree).
 Marks = Sequence[tuple[str, float]]
@@ -31,6 +31,11 @@ def forget() -> None:
 def marks() -> Marks:
     """Give the marks of this process, the first of them its start."""
     return [("process started", _process_start()), *_marks]
+
+
+def age() -> float:
+    """Seconds since the start of this process."""
+    return time.time() - _process_start()
 
 
 def _process_start() -> float:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import sys
 from pathlib import Path
 
-from .. import report
+from .. import report, timeline
 from ..errors import EndError
 from ..network import LOOPBACK, in_url
+from ..node.attach import worker_ranks_attach_early
+from ..node.rank import Rank
 from .backend import Backend, StartInfo
 
-__all__ = ["announce", "dashboard_link"]
+__all__ = ["advice", "announce", "dashboard_link"]
+
+# Seconds above which what the ranks have done for nothing is worth a word.
+_LOST = 2.0
 
 
 def announce(backend: Backend, start: StartInfo) -> None:
@@ -35,6 +41,18 @@ def announce(backend: Backend, start: StartInfo) -> None:
         tunnel=tunnel,
         secure=rank.settings.security is not False,
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
+    )
+
+
+def advice(rank: Rank) -> str:
+    """Say what would have saved time, where all ranks have come here with Dask imported and most of them for nothing."""
+    seconds = timeline.age()
+    early = "batchlet.early" in sys.modules or not worker_ranks_attach_early(rank.environ)
+    if early or "distributed" not in sys.modules or seconds < _LOST:
+        return ""
+    return (
+        f"{rank.info.world_size - 2} ranks ran the first {seconds:.0f} s of the script for nothing, which "
+        "`from batchlet.early import BatchletRunner` above the other imports saves"
     )
 
 

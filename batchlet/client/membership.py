@@ -38,6 +38,8 @@ class Membership:
     ----------
     stack : ExitStack
         What ends with it.
+    open_block : callable, optional
+        Called at the end of the process if a block is open, before the cluster goes.
     """
 
     current: ClassVar[Membership | None] = None
@@ -49,6 +51,8 @@ class Membership:
         self._pid = os.getpid()
         self._connection: Connection | None = None
         self._hear: Callable[[Message], None] | None = None
+        # What to do at the end of the process if a block is still open.
+        self.open_block: Callable[[], None] | None = None
         self._over = False
         Membership.current = self
         atexit.register(self._at_exit)
@@ -126,5 +130,8 @@ class Membership:
     def _at_exit(self) -> None:
         # A process that was forked from this one is none of the run.
         if os.getpid() == self._pid:
+            if self.open_block is not None and not self._over:
+                with contextlib.suppress(Exception):
+                    self.open_block()
             self.finish()
             self.close()

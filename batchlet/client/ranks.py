@@ -28,6 +28,7 @@ from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import Options, agent_beside
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
+from . import dask_clients
 from .backend import News, Outcome, StartInfo
 from .membership import Membership
 
@@ -108,6 +109,9 @@ class RanksBackend:
         started, ready = connection.wait(SchedulerStarted, until), connection.wait(Ready, until)
         from ..dask_backend import tls
 
+        if self._membership is not None:
+            timeout = rank.settings.stop_timeout
+            self._membership.open_block = lambda: dask_clients.close(started.address, timeout)
         record = connection.record
         return StartInfo(
             address=started.address,
@@ -213,8 +217,10 @@ class RanksBackend:
     def stop(self) -> Outcome:
         """See the protocol. Returns when the workers are gone; their ranks wait for another block, or this process's end."""
         self._remove_note()
-        connection = self._connection
+        membership, connection = self._membership, self._connection
+        assert membership is not None
         assert connection is not None
+        membership.open_block = None
         connection.send(Done())
         try:
             over = connection.wait(BlockOver, time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)

@@ -15,7 +15,7 @@ from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
 from . import dask_clients
-from .announce import announce, dashboard_link
+from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 from .refusal import give_up, refuse
 
@@ -54,6 +54,7 @@ class Session:
         self._guard: ClientGuard | None = None
         self._callbacks: list[Callable[[int], object]] = []
         self._marks: timeline.Marks = ()
+        self._advice = ""
         try:
             settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
@@ -65,6 +66,7 @@ class Session:
                 return
             self._known = Rank.identify(settings, os.environ, self._began)
             self._made = _backend(self._known, options)
+            self._advice = advice(self._known)
         except EndError as error:
             self.refuse(error)
 
@@ -286,6 +288,7 @@ class Session:
                 seconds=time.monotonic() - self._began,
                 workers=start.workers,
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
+                advice=self._advice,
             )
 
     # Errors

@@ -131,3 +131,24 @@ def test_help_is_printed_by_the_head_ranks_at_most(place: Place) -> None:
     result = place.run_only("srun", "-n8", sys.executable, place.script(HELP), "--help", timeout=60)
     assert result.rc == 0, str(result)
     assert result.stdout.count("of the script") == 2
+
+
+SLOW = """
+import time
+from batchlet{early} import BatchletRunner
+import distributed
+time.sleep(2.5)
+with BatchletRunner() as runner:
+    pass
+"""
+
+
+@pytest.mark.parametrize(("early", "said"), [("", 1), (".early", 0)])
+def test_the_line_at_the_end_says_what_would_have_saved_time(place: Place, early: str, said: int) -> None:
+    result = place.run("srun", "-n4", sys.executable, place.script(SLOW.format(early=early)), timeout=60)
+    assert result.rc == 0, str(result)
+    lines = [line for line in result.errors if line.startswith("batchlet: done after")]
+    assert len(lines) == 1
+    assert ("2 ranks ran the first" in lines[0] and "`from batchlet.early import" in lines[0]) == bool(said), str(
+        result
+    )

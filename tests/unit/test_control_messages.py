@@ -62,7 +62,7 @@ REFUSED = {
     "a field that is missing": b'{"op":"hello","name":"2","role":"worker"}\n',
     "a number that is a text": b'{"op":"terminate","number":"15","where":"here"}\n',
     "a list that is a text": b'{"op":"planned","participant":"2","workers":"2"}\n',
-    "a mapping that is a list": b'{"op":"closed","timeline":[]}\n',
+    "a mapping that is a list": b'{"op":"block_over","timeline":[]}\n',
     "null": b'{"op":"scheduler_died","how":null}\n',
 }
 
