@@ -115,7 +115,7 @@ class Coordinator:
         self._owner = owner
         self.on_gone: Callable[[set[str]], object] = lambda _: None
         self.on_stopping: Callable[[], object] = lambda: None
-        self._state = State(config.node, config.versions, config.stop_timeout)
+        self._state = State(config.node, config.ranks, config.versions, config.stop_timeout)
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._numbers = itertools.count(e.OWN + 1)
         self._closing = False

@@ -28,11 +28,14 @@ class Ending:
     ----------
     node : str
         Name of rank 0's node.
+    ranks : int
+        How many there are.
     stop_timeout : float
         Seconds for an end before any block has begun; see `batchlet.settings.Settings`.
     """
 
-    def __init__(self, node: str, stop_timeout: float) -> None:
+    def __init__(self, node: str, ranks: int, stop_timeout: float) -> None:
+        self._ranks = ranks
         self._stop_timeout = stop_timeout
         self._phase = IDLE
         self._failure: EndError | None = None
@@ -96,7 +99,9 @@ class Ending:
             return
         if self._phase == PAUSING and all(peer.paused for peer in self._roster.connected(WORKER)):
             self._say_over()
-        if self._phase == STOPPING and not self._roster.connected(WORKER):
+        # Before the first block agents may be on their way, who must hear that there will be none.
+        all_came = self._block > 0 or self._roster.knows(range(2, self._ranks))
+        if self._phase == STOPPING and all_came and not self._roster.connected(WORKER):
             # The client leaves last: it waits for the coordinator's last word.
             self._say_closed()
         # After the deadline nobody is waited for who has not come: they had their time.

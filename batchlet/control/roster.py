@@ -141,6 +141,10 @@ class Roster:
         """Number of nodes that anybody came from."""
         return len(set(self._nodes.values()))
 
+    def knows(self, ranks: Iterable[int]) -> bool:
+        """Whether of each of these ranks it is known where it is."""
+        return all(rank in self._nodes for rank in ranks)
+
     @property
     def awaited(self) -> bool:
         """Whether somebody may still come who is needed and has never been here."""

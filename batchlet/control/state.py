@@ -44,14 +44,16 @@ class State(Ending):
     ----------
     node : str
         Name of rank 0's node.
+    ranks : int
+        How many there are.
     versions : mapping of str to str
         Versions of Python and packages on rank 0; all others must have the same.
     stop_timeout : float
         Seconds for an end before any block has begun; see `batchlet.settings.Settings`.
     """
 
-    def __init__(self, node: str, versions: Mapping[str, str], stop_timeout: float) -> None:
-        super().__init__(node, stop_timeout)
+    def __init__(self, node: str, ranks: int, versions: Mapping[str, str], stop_timeout: float) -> None:
+        super().__init__(node, ranks, stop_timeout)
         self._node = node
         self._versions = versions
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)

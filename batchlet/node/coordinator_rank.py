@@ -141,7 +141,7 @@ class CoordinatorRank:
     def finish(self) -> int:
         """End the run in good order without another block; gives the number of ranks that were told so."""
         self._coordinator.finish()
-        self._over.wait(self._rank.settings.stop_timeout)
+        self._over.wait(2 * self._rank.settings.stop_timeout)
         self._tidy_up()
         self._coordinator.close()
         return self._rank.info.world_size

@@ -33,11 +33,15 @@ def ran(place: Place, where: str) -> list[str]:
     return [name.removeprefix(f"{where}-") for name in found]
 
 
-def run_early(srun: Run, place: Place, script: str, *, size: tuple[str, ...] = ("-N2", "-n6"), env=None):
+def run_early(
+    srun: Run, place: Place, script: str, *, size: tuple[str, ...] = ("-N2", "-n6", "--ntasks-per-node=3"), env=None
+):
     """Run, and give the result with the ranks that came above and below the import."""
+    (place.cwd / "scratch").mkdir(exist_ok=True)
+    before = place.files()
     result = place.run_only("srun", *size, sys.executable, place.script(script), env=env, timeout=60)
     above, below = ran(place, "above"), ran(place, "below")
-    place.assert_nothing_left(result=result)
+    place.assert_nothing_left(before, result)
     return result, above, below
 
 
@@ -55,9 +59,6 @@ def test_worker_ranks_run_nothing_below_the_import_and_get_the_options_from_rank
     srun: Run, place: Place, given: str, workers: int
 ) -> None:
     result, above, below = run_early(srun, place, EARLY + USES.format(given=given))
-    for directory in ("scratch", "elsewhere"):
-        if (place.cwd / directory).exists():
-            (place.cwd / directory).rmdir()
     assert (result.rc, result.stdout) == (0, f"6 {workers}\n"), str(result)
     assert (above, below) == (["0", "1", "2", "3", "4", "5"], ["0", "1"])
     assert len(result.errors) == 2, str(result)

@@ -40,7 +40,7 @@ class World:
     """All that is around a state: who is connected and what they were told, the timers, and rank 0."""
 
     def __init__(self, participants: str = "1 2 3", quorum: int | None = None) -> None:
-        self.state = State("n0", VERSIONS, 3)
+        self.state = State("n0", 4, VERSIONS, 3)
         self.rules = rules(participants, quorum)
         self.connected: dict[str, int] = {}
         self.told: dict[int, list[m.Message]] = {}
@@ -285,7 +285,7 @@ def test_an_agent_that_cannot_end_its_workers_holds_nobody_up():
 @pytest.mark.parametrize("quorum", [None, 1])
 def test_who_dies_before_the_first_block_has_died_at_its_start(quorum):
     world = World(quorum=quorum)
-    world.state = State("n0", VERSIONS, 3)
+    world.state = State("n0", 4, VERSIONS, 3)
     world.worker(2)
     world.leave("agent-2")
     assert world.state.phase == IDLE
@@ -295,11 +295,14 @@ def test_who_dies_before_the_first_block_has_died_at_its_start(quorum):
 
 def test_a_script_that_begins_no_block_ends_all_in_good_order():
     world = World()
-    world.state = State("n0", VERSIONS, 3)
-    peer = world.worker(2)
+    world.state = State("n0", 4, VERSIONS, 3)
+    peer = world.enter("agent-2", brings=("2",), local_ranks=(2,))
     world.happened(e.Finished())
     assert world.told[peer] == [m.Stop()]
     world.leave("agent-2")
+    assert world.done(e.StopServing) == [], "rank 3 is still on its way"
+    assert world.told[world.enter("agent-3", brings=("3",), local_ranks=(3,))] == [m.Stop()]
+    world.leave("agent-3")
     assert world.done(e.StopServing) == [e.StopServing()]
     assert world.done(e.Report) == []
 
