@@ -121,8 +121,16 @@ ROOMS = (
         (
             ("client",),
             ("client.backend",),
-            ("client.announce", "client.dask_clients", "client.local", "client.ranks", "client.refusal"),
+            (
+                "client.announce",
+                "client.dask_clients",
+                "client.by_hand",
+                "client.local",
+                "client.ranks",
+                "client.refusal",
+            ),
             ("client.session",),
+            ("client.cluster_view",),
         ),
     ),
     ("", (("runner",), ("",), ("cli",), ("__main__",))),
