@@ -25,20 +25,36 @@ def _ipython() -> Any:
     return get() if callable(get) else None
 
 
-def after_cell(error: BaseException) -> None:
-    """End an IPython session by `error` once its cell is over: IPython shows every exception of a cell, and goes on.
+def after_cell(leave: Callable[[BaseException | None], object]) -> Callable[[EndError], None]:
+    """End an IPython session by an error once its cell is over: IPython shows every exception of a cell, and goes on.
 
     Where no cell runs the error ends it right away, as it does a plain Python prompt.
+
+    Parameters
+    ----------
+    leave : callable
+        Ends the run.
+
+    Returns
+    -------
+    callable
+        To be called with the error, in the main thread, before it is raised there.
     """
-    shell = _ipython()
-    if shell is None:
-        return
 
-    def end(*_: object) -> None:
-        shell.events.unregister("post_run_cell", end)
-        raise error
+    def prepare(error: EndError) -> None:
+        shell = _ipython()
+        if shell is None:
+            return
 
-    shell.events.register("post_run_cell", end)
+        def end(*_: object) -> None:
+            shell.events.unregister("post_run_cell", end)
+            # Before the kernel ends: it kills all child processes then.
+            leave(error)
+            raise error
+
+        shell.events.register("post_run_cell", end)
+
+    return prepare
 
 
 def ends_with_process(leave: Callable[[BaseException | None], object], *, typed: bool) -> Callable[[], object]:

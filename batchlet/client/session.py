@@ -47,10 +47,8 @@ class Session:
         self._outer = Session.active
         self.asynchronous = asynchronous
         self._closed = False
-        # Started by `start`, not by a ``with``: the end of the process is the end of the run, unless `close` comes before it.
-        self._by_hand = False
-        # Somebody types the code: an interrupt is for that and not for the run, and no error may end the session.
-        self._typed = False
+        # Started by `start`, not by a ``with``; and in a session in which somebody types the code: an interrupt is for that.
+        self._by_hand = self._typed = False
         self._start: StartInfo | None = None
         self._stack = contextlib.ExitStack()
         self._made: Backend | None = None
@@ -145,9 +143,8 @@ class Session:
 
     def begin(self, *, started_by_hand: bool) -> None:
         """Note how the run is started: by `BatchletRunner.start`, or by a ``with``."""
-        if self._start is None and not self._closed:
-            self._by_hand = started_by_hand
-            self._typed = started_by_hand and by_hand.is_interactive()
+        if self.state == "not started":
+            self._by_hand, self._typed = started_by_hand, started_by_hand and by_hand.is_interactive()
 
     def enter(self) -> None:
         """Take part in the run. Only the client comes back."""
@@ -238,7 +235,7 @@ class Session:
             callbacks=self._callbacks,
             leave=self._let_go,
             interactive=self._typed,
-            after=by_hand.after_cell if self._typed else None,
+            after=by_hand.after_cell(self.leave) if self._typed else None,
         )
         self._stack.enter_context(self._guard.watch())
 
@@ -261,7 +258,6 @@ class Session:
         """End the run: the user's code has left the block, with an exception or without one."""
         if self._is_left():
             return
-        assert self._guard is not None
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
         dask_clients.close(self.started("the end").address, self.rank.settings.stop_timeout)
@@ -279,7 +275,6 @@ class Session:
 
         if self._is_left():
             return
-        assert self._guard is not None
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
         await dask_clients.close_async(self.started("the end").address, self.rank.settings.stop_timeout)
@@ -330,9 +325,6 @@ class Session:
 
     def refuse(self, error: EndError) -> NoReturn:
         """End with an error that nothing was started for."""
-        if by_hand.is_interactive():
-            # A `SystemExit` would end a Python prompt, with all that has been typed. The session shows the error by itself.
-            raise RuntimeError(str(error)) from None
         refuse(error, self._known, self._made)
 
 
@@ -347,8 +339,9 @@ def _backend(rank: Rank, options: Mapping[str, object]) -> Backend:
     return RanksBackend(rank, options)
 
 
-def _loss(error: BaseException | None, guard: ClientGuard, backend: Backend) -> EndError | None:
+def _loss(error: BaseException | None, guard: ClientGuard | None, backend: Backend) -> EndError | None:
     """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
+    assert guard is not None
     module = type(error).__module__.split(".")[0]
     from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
     # Dask may notice that its scheduler is gone a moment before we do.

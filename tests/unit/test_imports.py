@@ -120,11 +120,10 @@ ROOMS = (
         "client",
         (
             ("client",),
-            ("client.backend",),
+            ("client.backend", "client.by_hand"),
             (
                 "client.announce",
                 "client.dask_clients",
-                "client.by_hand",
                 "client.local",
                 "client.ranks",
                 "client.refusal",
