@@ -8,10 +8,11 @@ from .node.attach import attach_early, may_attach_early
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
     from typing import Any
 
+    from .client.cluster_view import ClusterView
     from .client.session import Session
     from .plan import Plan
 
@@ -19,16 +20,19 @@ __all__ = ["BatchletRunner"]
 
 
 class BatchletRunner:
-    """One Dask cluster out of the processes of a batch job; a context manager.
+    """One Dask cluster out of the processes of a batch job; a context manager, and a cluster object for Dask's client.
 
     Under ``srun -n 12 python script.py`` every process runs the script up to the ``with``. There, rank 0 becomes the
     scheduler, ranks 2 and up bring the workers, and rank 1 alone goes on with the script. When it leaves the block, all
     others end; nothing around the block is run by them. Without a launcher the same script gets a LocalCluster.
 
+    In a notebook or at a prompt, `start` and `close` do what the two ends of the ``with`` do.
+
     Parameters
     ----------
     asynchronous : bool, default False
-        Use with ``async with``, beside ``Client(runner, asynchronous=True)``.
+        Use with ``async with``, or ``await runner`` and ``await runner.close()``, beside
+        ``Client(runner, asynchronous=True)``.
     **options
         The fields of `batchlet.settings.Settings`; each can also be given as an environment variable
         ``BATCHLET_DASK_CLUSTER__<NAME>``.
@@ -53,8 +57,17 @@ class BatchletRunner:
         self._asynchronous = asynchronous
         self._options = options
         self._made: Session | None = None
+        self._viewed: ClusterView | None = None
         if not may_attach_early(os.environ, options):
             self._make()
+
+    @property
+    def _view(self) -> ClusterView:
+        if self._viewed is None:
+            from .client.cluster_view import ClusterView
+
+            self._viewed = ClusterView(self._session, self)
+        return self._viewed
 
     @property
     def _session(self) -> Session:
@@ -84,6 +97,59 @@ class BatchletRunner:
         """
         self._session.on_terminate(callback)
 
+    def start(self) -> Any:
+        """Start the cluster, as the ``with`` does; `close` ends it.
+
+        For notebooks and prompts: where somebody types the code, an interrupt raises `KeyboardInterrupt` in what was typed
+        and leaves the cluster alone. A process that ends without `close` ends its cluster too.
+
+        Returns
+        -------
+        BatchletRunner
+            Itself; in asynchronous mode something to ``await``. On ranks that are not the client's it never returns.
+
+        Raises
+        ------
+        UsageError
+            If this runner is running already, or is closed. At a prompt and in a notebook a `RuntimeError`, which, unlike the
+            others of Batchlet, is no `SystemExit`; so for all that is refused before anything starts.
+        StartTimeoutError
+            If the cluster is not complete in time.
+        """
+        if self._asynchronous:
+            return self._start_async()
+        self._enter(by_hand=True)
+        return self
+
+    async def _start_async(self) -> BatchletRunner:
+        await self._enter_async(by_hand=True)
+        return self
+
+    def _enter(self, *, by_hand: bool) -> None:
+        self._attach()
+        self._session.begin(started_by_hand=by_hand)
+        self._session.enter()
+
+    async def _enter_async(self, *, by_hand: bool) -> None:
+        self._attach()
+        self._session.begin(started_by_hand=by_hand)
+        await self._session.enter_async()
+
+    def close(self, timeout: float | None = None) -> Any:  # noqa: ARG002
+        """End the cluster; does nothing if it is not running.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Not used, there because Dask's clusters have it: ``stop_timeout`` says how long the end may take.
+
+        Returns
+        -------
+        None
+            In asynchronous mode something to ``await``.
+        """
+        return self._session.close()
+
     @property
     def mode(self) -> str:
         """How this process was started: "mpi", "slurm", "allocation", "local", or as another package calls it."""
@@ -101,7 +167,7 @@ class BatchletRunner:
 
     @property
     def plan(self) -> Plan:
-        """What this rank and its node do, every figure with its source."""
+        """What this rank and its node do, every figure with its source (in Dask's own clusters: a set of workers' names)."""
         return self._session.plan
 
     @property
@@ -129,24 +195,120 @@ class BatchletRunner:
         """Dask's status of this cluster; `Client` asks for it."""
         return self._session.status
 
+    # What else Dask's cluster objects have
+
+    @property
+    def name(self) -> str:
+        """Name of the cluster: that of the run."""
+        return self.run_id
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether it is started and closed with ``await``."""
+        return self._asynchronous
+
+    @property
+    def loop(self) -> Any:
+        """The event loop that the clients of this cluster share; `None` before there is one, and in asynchronous mode."""
+        return self._view.loop()
+
+    @property
+    def scheduler_info(self) -> Any:
+        """What the scheduler says of itself and all its workers; each time it is asked."""
+        return self._view.scheduler_info()
+
+    @property
+    def workers(self) -> dict[Any, Any]:
+        """What the scheduler knows of each worker, by the worker's name."""
+        return self._view.workers()
+
+    @property
+    def requested(self) -> set[Any]:
+        """Names of the workers: all that the launcher has started are asked for."""
+        return set(self._view.workers())
+
+    @property
+    def observed(self) -> set[Any]:
+        """Names of the workers that are there."""
+        return set(self._view.workers())
+
+    def get_client(self) -> Any:
+        """Give a client of this cluster: the current one if it is one, else a new one."""
+        return self._view.client()
+
+    def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
+        """Wait until the cluster has so many workers.
+
+        Parameters
+        ----------
+        n_workers : int
+            How many.
+        timeout : float or str, optional
+            Seconds, or a text such as "2 minutes".
+
+        Raises
+        ------
+        TimeoutError
+            If they are not there in time.
+        """
+        return self._view.wait_for_workers(n_workers, timeout)
+
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool | Iterable[str] = True) -> Any:
+        """Give what scheduler and workers have logged.
+
+        Parameters
+        ----------
+        cluster, scheduler : bool
+            Whether that of the cluster object and of the scheduler is wanted.
+        workers : bool or iterable of str
+            Whether that of the workers is wanted, or the addresses of those whose is.
+
+        Returns
+        -------
+        mapping of str to str
+            "Cluster", "Scheduler" and the workers' addresses to what they have logged.
+        """
+        return self._view.logs(cluster=cluster, scheduler=scheduler, workers=workers)
+
+    logs = get_logs
+
+    def scale(self, *_: Any, **__: Any) -> Any:
+        """Refuse: the launcher has settled how many workers there are.
+
+        Raises
+        ------
+        UsageError
+            Always; the message says which clusters grow.
+        """
+        self._view.refuse_to_scale("scale")
+
+    def adapt(self, *_: Any, **__: Any) -> Any:
+        """Refuse, as `scale` does."""
+        self._view.refuse_to_scale("adapt")
+
+    # How it shows itself, starts and ends
+
     def __repr__(self) -> str:
         return repr(self._session)
 
+    def _repr_html_(self) -> str:
+        from .client.cluster_view import html
+
+        return html(self._session)
+
     def __enter__(self) -> BatchletRunner:
-        self._attach()
-        self._session.enter()
+        self._enter(by_hand=False)
         return self
 
     async def __aenter__(self) -> BatchletRunner:
-        self._attach()
-        await self._session.enter_async()
+        await self._enter_async(by_hand=False)
         return self
 
     def __await__(self) -> Generator[Any, None, BatchletRunner]:
-        """Do nothing: `Client` awaits the cluster that it is given."""
-        self._session.started("await")
+        """Start it unless it runs: `Client` awaits the cluster that it is given."""
+        if self._made is None or self._made.state != "running":
+            yield from self._start_async().__await__()
         return self
-        yield
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

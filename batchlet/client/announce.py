@@ -15,7 +15,7 @@ from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
 from .backend import Backend, StartInfo
 
-__all__ = ["advice", "announce", "dashboard_link"]
+__all__ = ["advice", "announce", "dashboard_link", "dashboard_tunnel"]
 
 # Seconds above which what the ranks have done for nothing is worth a word.
 _LOST = 2.0
@@ -24,7 +24,7 @@ _LOST = 2.0
 def announce(backend: Backend, start: StartInfo) -> None:
     """Say what is running; the dashboard's address, which is secret, in a file where others can read along."""
     rank = backend.rank
-    link, tunnel = dashboard_link(start), _tunnel(backend, start)
+    link, tunnel = dashboard_link(start), dashboard_tunnel(rank, start)
     hidden = (
         start.token is not None
         and link is not None
@@ -77,11 +77,11 @@ def _tell_owner(backend: Backend, lines: list[str | None]) -> str:
     return f"cat {shlex.quote(str(path))}"
 
 
-def _tunnel(backend: Backend, start: StartInfo) -> str | None:
+def dashboard_tunnel(rank: Rank, start: StartInfo) -> str | None:
     """Give the command that brings the dashboard to the user's own machine; `None` where the user is here."""
-    place, here = start.dashboard, backend.rank.info.mode == "local" and "SSH_CONNECTION" not in os.environ
+    place, here = start.dashboard, rank.info.mode == "local" and "SSH_CONNECTION" not in os.environ
     if here or place is None or place[0] != LOOPBACK:
         return None
-    login = backend.rank.environment.login_host(backend.rank.environ)
+    login = rank.environment.login_host(rank.environ)
     jump = f" -J {login}" if login and login != start.node else ""
     return f"ssh -N -L {place[1]}:localhost:{place[1]}{jump} {start.node}"

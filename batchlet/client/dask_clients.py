@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import Any
 
-__all__ = ["any_disconnected", "close", "close_async"]
+__all__ = ["any_disconnected", "close", "close_async", "synchronous"]
 
 
 def _of(address: str) -> list[Any]:
@@ -24,6 +24,11 @@ def _of(address: str) -> list[Any]:
     ]
 
 
+def synchronous(address: str) -> list[Any]:
+    """Give those clients of this scheduler whose event loop is in another thread."""
+    return [client for client in _of(address) if not client.asynchronous]
+
+
 def any_disconnected(address: str) -> bool:
     """Whether a client of this scheduler has lost its connection."""
     clients = _of(address)
@@ -36,7 +41,7 @@ def any_disconnected(address: str) -> bool:
 
 def close(address: str, timeout: float) -> None:
     """Close the clients of a scheduler, each within so many seconds."""
-    for client in _of(address):
+    for client in synchronous(address):
         with contextlib.suppress(Exception):
             client.close(timeout=timeout)
 
@@ -47,4 +52,7 @@ async def close_async(address: str, timeout: float) -> None:
 
     for client in _of(address):
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(client.close(), timeout)
+            # A client whose event loop is elsewhere has closed when the call returns, and gives nothing to wait for.
+            closing = client.close()
+            if closing is not None:
+                await asyncio.wait_for(closing, timeout)

@@ -11,6 +11,7 @@ from ..environments import detected, first_process
 from ..errors import EndError
 from ..node.rank import Rank
 from .backend import Backend
+from .by_hand import is_interactive
 
 __all__ = ["give_up", "refuse"]
 
@@ -30,6 +31,9 @@ def refuse(error: EndError, rank: Rank | None, backend: Backend | None) -> NoRet
     backend : Backend, optional
         Where the cluster would have lived, if that is known.
     """
+    if is_interactive():
+        # A `SystemExit` would end a Python prompt, with all that has been typed. The session shows the error by itself.
+        raise RuntimeError(str(error)) from None
     if not error.same_on_every_rank or _speaks(rank):
         report.failure(error)
     elif detected(os.environ).ends_all:

@@ -14,7 +14,7 @@ from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
-from . import dask_clients
+from . import by_hand, dask_clients
 from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 from .refusal import give_up, refuse
@@ -45,8 +45,10 @@ class Session:
         self._began = time.monotonic()
         # `python -m batchlet` has started the run that this process is in already: this is another name for that.
         self._outer = Session.active
-        self._asynchronous = asynchronous
+        self.asynchronous = asynchronous
         self._closed = False
+        # Started by `start`, not by a ``with``; and in a session in which somebody types the code: an interrupt is for that.
+        self._by_hand = self._typed = False
         self._start: StartInfo | None = None
         self._stack = contextlib.ExitStack()
         self._made: Backend | None = None
@@ -60,9 +62,7 @@ class Session:
             if self._outer is not None:
                 self._known, self._made = self._outer.rank, self._outer._backend
                 if options:
-                    report.note(
-                        f"{', '.join(options)}: without effect here, since this script runs inside `python -m batchlet`"
-                    )
+                    _without_effect(options, by_hand=self._outer._by_hand)
                 return
             self._known = Rank.identify(settings, os.environ, self._began)
             self._made = _backend(self._known, options)
@@ -89,19 +89,31 @@ class Session:
 
     def started(self, what: str) -> StartInfo:
         """Give the cluster; refuse what makes sense only while the run is under way."""
+        if self._closed:
+            self.refuse(UsageError(f"This BatchletRunner is closed ({what} was asked for). Make a new one."))
         if self._start is None:
             self.refuse(
                 UsageError(
                     f"BatchletRunner has not been started ({what} was asked for). Use it in a with statement: "
-                    "`with BatchletRunner() as runner, Client(runner) as client:`."
+                    "`with BatchletRunner() as runner, Client(runner) as client:`, or call runner.start() first."
                 )
             )
         return self._start
 
     @property
+    def start_info(self) -> StartInfo | None:
+        """The cluster, if it was started."""
+        return self._start
+
+    @property
     def dashboard_link(self) -> str | None:
-        """See the runner."""
-        return dashboard_link(self.started("dashboard_link"))
+        """See the runner. A client that has survived its cluster asks for it too, to show itself."""
+        return None if self._closed else dashboard_link(self.started("dashboard_link"))
+
+    @property
+    def state(self) -> str:
+        """Either "not started", "running" or "closed"."""
+        return "closed" if self._closed else "running" if self._start is not None else "not started"
 
     @property
     def status(self) -> Any:
@@ -122,15 +134,19 @@ class Session:
         return Status.running if self._start is not None else Status.created
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "running" if self._start is not None else "not started"
-        return f"<BatchletRunner {self.rank.info.run_id}: {self.rank.info.mode}, {self.rank.role}, {state}>"
+        return f"<BatchletRunner {self.rank.info.run_id}: {self.rank.info.mode}, {self.rank.role}, {self.state}>"
 
     # Entering
 
+    def begin(self, *, started_by_hand: bool) -> None:
+        """Note how the run is started: by `BatchletRunner.start`, or by a ``with``."""
+        if self.state == "not started":
+            self._by_hand, self._typed = started_by_hand, started_by_hand and by_hand.is_interactive()
+
     def enter(self) -> None:
         """Take part in the run. Only the client comes back."""
-        if self._asynchronous:
-            self.refuse(UsageError("BatchletRunner(asynchronous=True) needs `async with`."))
+        if self.asynchronous:
+            self.refuse(UsageError("BatchletRunner(asynchronous=True) needs `async with` or `await runner`."))
         with self._entering():
             self._running(self._outer._start if self._outer is not None else self._backend.start())
 
@@ -138,8 +154,8 @@ class Session:
         """Do as `enter`, in an event loop."""
         import asyncio
 
-        if not self._asynchronous:
-            self.refuse(UsageError("`async with` needs BatchletRunner(asynchronous=True)."))
+        if not self.asynchronous:
+            self.refuse(UsageError("`async with` and `await runner` need BatchletRunner(asynchronous=True)."))
         with self._entering():
             self._running(
                 self._outer._start if self._outer is not None else await asyncio.to_thread(self._backend.start)
@@ -148,10 +164,10 @@ class Session:
     @contextlib.contextmanager
     def _entering(self) -> Any:
         """What stands around the start of the cluster."""
+        if self._closed:
+            self.refuse(UsageError("This BatchletRunner was used before, and is closed. Make a new one."))
         if self._start is not None:
-            self.refuse(
-                UsageError("This BatchletRunner was used before. The processes of a launch make one cluster, once.")
-            )
+            self.refuse(UsageError("This BatchletRunner is running already. Use it, or close it and make a new one."))
         if self._outer is not None:
             yield
             return
@@ -163,9 +179,11 @@ class Session:
         try:
             yield
         except EndError as error:
+            self._closed = True
             self._stack.close()
             give_up(error, self._backend, time.monotonic() - self._began)
         except BaseException:
+            self._closed = True
             self._stack.close()
             self._backend.close()
             raise
@@ -177,6 +195,8 @@ class Session:
         if self._outer is not None or start is None:
             return
         Session.active = self
+        if self._by_hand:
+            self._stack.callback(by_hand.ends_with_process(self.leave, typed=self._typed))
         self._backend.listen(News(self._on_terminate_elsewhere, self._on_failure))
         announce(self._backend, start)
 
@@ -191,9 +211,11 @@ class Session:
         from ..dask_backend.logs import hush
 
         hush()
-        if not told:
+        if not told or self._typed:
             report.failure(error, time.monotonic() - self._began)
-        self._guard.deliver(error)
+        if not self._typed:
+            self._guard.deliver(error)
+        # In a session that goes on, Dask's client finds the cluster closed (`status`), and what waits for results ends.
 
     def _watch(self) -> None:
         """Handle signals from here on, where the user's code is or will be."""
@@ -209,6 +231,8 @@ class Session:
             stop_timeout=settings.stop_timeout,
             callbacks=self._callbacks,
             leave=self._let_go,
+            interactive=self._typed,
+            after=by_hand.after_cell(self.leave) if self._typed else None,
         )
         self._stack.enter_context(self._guard.watch())
 
@@ -223,12 +247,16 @@ class Session:
 
     # Leaving
 
+    def close(self) -> Any:
+        """End the run that `start` has started; another name for it will do."""
+        return by_hand.close(self._outer if self._outer is not None and self._outer._by_hand else self)
+
     def leave(self, error: BaseException | None) -> None:
         """End the run: the user's code has left the block, with an exception or without one."""
-        if self._outer is not None:
-            self._closed = True
+        if self._is_left():
             return
-        lost = self._loss(error)
+        lost = _loss(error, self._guard, self._backend)
+        self._keep_exit_code()
         dask_clients.close(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -242,10 +270,10 @@ class Session:
         """Do as `leave`, in an event loop."""
         import asyncio
 
-        if self._outer is not None:
-            self._closed = True
+        if self._is_left():
             return
-        lost = self._loss(error)
+        lost = _loss(error, self._guard, self._backend)
+        self._keep_exit_code()
         await dask_clients.close_async(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -255,24 +283,11 @@ class Session:
         if lost is not None:
             raise lost from None
 
-    def _loss(self, error: BaseException | None) -> EndError | None:
-        """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
-        assert self._guard is not None
-        module = type(error).__module__.split(".")[0]
-        from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
-        # Dask may notice that its scheduler is gone a moment before we do.
-        cause_elsewhere = self._backend.root_cause(_MOMENT) if from_dask else None
-        self._guard.end()
-        self._keep_exit_code()
-        if error is None or isinstance(error, (EndError, SystemExit)):
-            return None
-        # Raised in the midst of a library, the guard's error may come out as the cause of another one.
-        cause: BaseException | None = error
-        while cause is not None:
-            if cause is self._guard.error:
-                return self._guard.error
-            cause = cause.__cause__ or cause.__context__
-        return cause_elsewhere
+    def _is_left(self) -> bool:
+        """Whether nothing is left to end: `close` came before the end of the block, or it is another one's run."""
+        if self._outer is not None:
+            self._closed = True
+        return self._closed
 
     def _finish(self, error: BaseException | None, outcome: Outcome | None) -> None:
         start = self.started("the end")
@@ -311,6 +326,12 @@ class Session:
         refuse(error, self._known, self._made)
 
 
+def _without_effect(options: Mapping[str, object], *, by_hand: bool) -> None:
+    """Tell that a second runner changes nothing about the run that is under way."""
+    within = "another BatchletRunner is running" if by_hand else "this script runs inside `python -m batchlet`"
+    report.note(f"{', '.join(options)}: without effect here, since {within}")
+
+
 def _backend(rank: Rank, options: Mapping[str, object]) -> Backend:
     """Choose where the cluster lives."""
     if rank.role == LOCAL:
@@ -320,6 +341,29 @@ def _backend(rank: Rank, options: Mapping[str, object]) -> Backend:
     from .ranks import RanksBackend
 
     return RanksBackend(rank, options)
+
+
+def _loss(error: BaseException | None, guard: ClientGuard | None, backend: Backend) -> EndError | None:
+    """Say whether the cluster is lost and `error` only what Dask made of that; the guard's watch ends here."""
+    assert guard is not None
+    module = type(error).__module__.split(".")[0]
+    from_dask = module in ("distributed", "asyncio", "concurrent", "tornado") or isinstance(error, OSError)
+    # Dask may notice that its scheduler is gone a moment before we do.
+    cause_elsewhere = backend.root_cause(_MOMENT) if from_dask else None
+    guard.end()
+    if error is None or isinstance(error, (EndError, SystemExit)):
+        return None
+    # Raised in the midst of a library, the guard's error may come out as the cause of another one.
+    return guard.error if _caused(error, guard.error) else cause_elsewhere
+
+
+def _caused(error: BaseException | None, by: BaseException | None) -> bool:
+    """Whether one exception is another one, or was raised because of it."""
+    while error is not None:
+        if error is by:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _end_by_signal(number: int, _frame: object) -> NoReturn:

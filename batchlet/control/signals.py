@@ -35,19 +35,33 @@ Handler = Callable[[int, FrameType | None], Any]
 def handled(handler: Handler, *signals: int) -> Iterator[None]:
     """Handle signals (SIGTERM and SIGINT unless others are named) and put back what was there before.
 
-    Does nothing in a thread other than the main one, where Python allows no handlers.
+    Does nothing in a thread other than the main one, where Python allows no handlers. Where it is left in another thread (a
+    client may end the cluster from its event loop), what was there before is put back by the next signal, which then gets it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in signals or _SIGNALS}
+    left = False
+
+    def handle(number: int, frame: FrameType | None) -> Any:
+        if not left:
+            return handler(number, frame)
+        signal.signal(number, before[number] or signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return None
+
+    before = {number: signal.getsignal(number) for number in signals or _SIGNALS}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, old in before.items():
-            # None: a handler that was not installed from Python, which cannot be put back from here.
-            if old is not None:
-                signal.signal(number, old)
+        left = True
+        if threading.current_thread() is threading.main_thread():
+            for number, old in before.items():
+                # None: a handler that was not installed from Python, which cannot be put back from here.
+                if old is not None:
+                    signal.signal(number, old)
 
 
 class ClientGuard:
@@ -63,6 +77,11 @@ class ClientGuard:
         Each gets the signal's number in the main thread, before the exception is raised there.
     leave : callable
         Called before the process is ended the hard way: tells rank 0 that the run is over.
+    interactive : bool
+        Whether somebody types the user's code. SIGINT is then not for the run: it interrupts what was typed, by whatever
+        handler the session has for it.
+    after : callable, optional
+        Called in the main thread before an error is raised there.
     """
 
     def __init__(
@@ -72,7 +91,11 @@ class ClientGuard:
         stop_timeout: float,
         callbacks: list[Callable[[int], object]],
         leave: Callable[[], None],
+        interactive: bool = False,
+        after: Callable[[EndError], None] | None = None,
     ) -> None:
+        self._signals = (signal.SIGTERM,) if interactive else _SIGNALS
+        self._after = after
         self._grace = grace
         self._stop_timeout = stop_timeout
         self._leave = leave
@@ -89,7 +112,7 @@ class ClientGuard:
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Watch over the user's code."""
-        with handled(self._on_signal), handled(self._on_wake, _WAKE), self._insisting():
+        with handled(self._on_signal, *self._signals), handled(self._on_wake, _WAKE), self._insisting():
             try:
                 yield
             finally:
@@ -112,7 +135,7 @@ class ClientGuard:
 
     def terminate(self, number: int, where: str) -> None:
         """Bring a signal that another rank got; may be called from any thread."""
-        if self._error is None and not self._over.is_set():
+        if number in self._signals and self._error is None and not self._over.is_set():
             self._error = terminated(number, where)
             self._expire(self._error, self._grace)
 
@@ -139,7 +162,7 @@ class ClientGuard:
 
         def listen() -> None:
             while numbers := os.read(reader, 64):
-                if set(numbers) & set(_SIGNALS):
+                if set(numbers) & set(self._signals):
                     self._wake()
             os.close(reader)
 
@@ -147,10 +170,12 @@ class ClientGuard:
         try:
             yield
         finally:
-            last = signal.set_wakeup_fd(-1)
-            if last not in (-1, writer):
-                signal.set_wakeup_fd(last, warn_on_full_buffer=False)
-            os.close(writer)
+            # Elsewhere it cannot be changed: the system goes on writing into the pipe, which has to stay.
+            if threading.current_thread() is threading.main_thread():
+                last = signal.set_wakeup_fd(-1)
+                if last not in (-1, writer):
+                    signal.set_wakeup_fd(last, warn_on_full_buffer=False)
+                os.close(writer)
 
     def _wake(self) -> None:
         """Interrupt the main thread until it has heard; not to be called by itself."""
@@ -182,6 +207,8 @@ class ClientGuard:
                     callback(error.exit_code - 128)
                 except Exception as problem:  # noqa: BLE001
                     report.note(f"on_terminate callback failed: {type(problem).__name__}: {problem}")
+        if self._after is not None:
+            self._after(error)
         raise error
 
     def _expire(self, error: EndError, seconds: float) -> None:

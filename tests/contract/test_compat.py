@@ -612,6 +612,39 @@ def test_limit_handshakes_under_a_flood() -> None:
     assert "Too many open files" not in done.stderr
 
 
+TWO_BLOCKS = """
+import multiprocessing, multiprocessing.forkserver as f, os
+from batchlet.dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
+
+def run():
+    process = multiprocessing.get_context("forkserver").Process(target=print, args=("forked",))
+    process.start()
+    process.join(30)
+    return f._forkserver._forkserver_pid
+
+def gone(pid):
+    return not os.path.exists(f"/proc/{pid}")
+
+if __name__ == "__main__":
+    with fork_server_of_this_block():
+        first = run()
+    print(gone(first))
+    second = run()
+    with fork_server_of_this_block():
+        print(run() == second)
+    print(gone(second))
+"""
+
+
+def test_fork_server_of_this_block(tmp_path: Path) -> None:
+    """One that the block has started goes with it, and another can be started; one that was there stays."""
+    script = tmp_path / "two_blocks.py"
+    script.write_text(TWO_BLOCKS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["forked", "True", "forked", "forked", "True", "False"]
+
+
 def test_every_function_has_its_test() -> None:
     """Each public name of the package is named by a test of this file."""
     modules = (dask_internals, http_servers, log_messages, multiprocessing_internals, tls_connections)

@@ -123,10 +123,11 @@ ROOMS = (
         "client",
         (
             ("client",),
-            ("client.backend",),
+            ("client.backend", "client.by_hand"),
             ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
             ("client.ranks",),
             ("client.session",),
+            ("client.cluster_view",),
         ),
     ),
     ("", (("runner",), ("early",), ("",), ("cli",), ("__main__",))),

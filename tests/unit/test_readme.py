@@ -18,7 +18,7 @@ TEXTS = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "slurm_examples/**/*", "batchlet/**/*.py", "pyproject.toml", "tests/run")
     for path in ROOT.glob(pattern)
-    if path.is_file() and path.suffix not in (".pyc", ".out")
+    if path.is_file() and path.suffix not in (".pyc", ".out") and ".ruff_cache" not in path.parts
 )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "child_config",
     "end_fork_server",
     "forget_tracker",
+    "fork_server_of_this_block",
     "may_adopt_fork_server",
     "run_finalizers",
     "serve_forks",
