@@ -98,6 +98,39 @@ def test_living_and_is_disconnected(cluster: Run) -> None:
     cluster(use)
 
 
+ALTERED = """
+from distributed import Client
+from batchlet.dask_backend.compat.dask_internals import altered_clients, living
+seen = []
+def alter(given, known):
+    seen.append((given, {"address", "timeout", "security", "asynchronous", "scheduler_file"} <= known, "n_workers" in known))
+    raise LookupError
+before = Client.__init__
+with altered_clients(alter):
+    for make in (lambda: Client(None, None, 3, n_workers=4), lambda: Client(name="x", processes=False)):
+        try:
+            make()
+        except LookupError:
+            pass
+assert Client.__init__ is before
+print(seen)
+"""
+
+
+def test_altered_clients() -> None:
+    """All arguments of a client come by their names, and those that a LocalCluster would get as they are."""
+    first = "({'address': None, 'loop': None, 'timeout': 3, 'n_workers': 4}, True, False)"
+    second = "({'name': 'x', 'processes': False}, True, False)"
+    assert child(ALTERED) == f"[{first}, {second}]\n"
+
+
+def test_living_clusters(tmp_path: Path) -> None:
+    """Clusters are in a set of their class."""
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", processes=False) as cluster:
+        assert cluster in dask_internals.living(LocalCluster)
+        assert cluster.shutdown_on_close
+
+
 def test_nannies_of_and_child_processes(cluster: Run) -> None:
     """A Nanny's process has a number, says whether it lives, and can be killed."""
 

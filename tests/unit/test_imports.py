@@ -121,7 +121,14 @@ ROOMS = (
         (
             ("client",),
             ("client.backend",),
-            ("client.announce", "client.dask_clients", "client.local", "client.ranks", "client.refusal"),
+            (
+                "client.announce",
+                "client.dask_clients",
+                "client.default_client",
+                "client.local",
+                "client.ranks",
+                "client.refusal",
+            ),
             ("client.session",),
         ),
     ),

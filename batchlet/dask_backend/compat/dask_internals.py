@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import inspect
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dask.config
 import distributed
 import distributed.utils
-from distributed import LocalCluster, Nanny, Worker
+from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.versions import get_versions
 
 __all__ = [
     "WORKER_PROCESS",
     "ObservedCluster",
+    "altered_clients",
     "child_processes",
     "correct_state",
     "is_disconnected",
@@ -40,7 +43,7 @@ WORKER_PROCESS = "Dask Worker process (from Nanny)"
 
 
 def living(kind: type) -> list[Any]:
-    """Name the living clients, workers or nannies of this process.
+    """Name the living clients, workers, nannies or clusters of this process.
 
     Dask has them in a weak set, ``_instances``, of each class. Without it there are none: clients that the user has left open
     are then closed by the end of the process.
@@ -59,6 +62,37 @@ def is_disconnected(client: Any) -> bool:
         return hasattr(client, "scheduler_comm")
     closed = getattr(getattr(batched, "comm", None), "closed", None)
     return bool(closed()) if callable(closed) else False
+
+
+@contextlib.contextmanager
+def altered_clients(alter: Callable[[Mapping[str, Any], frozenset[str]], Mapping[str, Any]]) -> Iterator[None]:
+    """Have all clients of this process made with other arguments than those that they are given.
+
+    Puts a function in the place of ``Client.__init__``, which takes all its arguments by their names, and passes those that it
+    has no name for (``**kwargs``) on to a `LocalCluster`. A client class of others that does not call it is left alone.
+
+    Parameters
+    ----------
+    alter : callable
+        From the arguments that are given, and the names of those that a client has itself, to those that it gets.
+    """
+    original = Client.__init__
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, parameter in inspect.signature(original).parameters.items() if parameter.kind in kinds][1:]
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **keywords: Any) -> None:
+        positions = names[: len(args)]
+        if len(args) > len(names) or keywords.keys() & set(positions):
+            original(self, *args, **keywords)  # raises, as Python has it
+            return
+        original(self, **alter({**dict(zip(positions, args, strict=False)), **keywords}, frozenset(names)))
+
+    Client.__init__ = init
+    try:
+        yield
+    finally:
+        Client.__init__ = original
 
 
 def nannies_of(server: Any) -> list[Any]:
