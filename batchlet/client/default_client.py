@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from .. import report
+from . import dask_clients
 
 __all__ = ["default_client"]
 
@@ -130,7 +131,7 @@ def default_client(runner: Any) -> Iterator[None]:
     from distributed import Client, LocalCluster
 
     from ..dask_backend import tls
-    from ..dask_backend.compat.dask_internals import altered_clients, living
+    from ..dask_backend.compat.dask_internals import altered_clients, living, quiet_if
 
     address = runner.scheduler_address
     tls.set_loaded(runner.security)
@@ -143,11 +144,13 @@ def default_client(runner: Any) -> Iterator[None]:
     before = living(LocalCluster)
     try:
         with dask.config.set(found), altered_clients(arguments):
-            arguments.oldest = Client(_JobCluster(runner))
+            arguments.oldest = oldest = Client(_JobCluster(runner))
+            # What tasks print and warn, the script's own client shows.
+            quiet_if(oldest, lambda: dask_clients.any_other(address, oldest))
             try:
                 yield
             finally:
-                arguments.oldest.close()
+                oldest.close()
                 for cluster in living(LocalCluster):
                     # As Dask itself does when the process ends; then the place where its workers spill is gone already.
                     if cluster not in before and cluster.shutdown_on_close and not cluster.asynchronous:

@@ -286,6 +286,27 @@ def test_clients_of_a_script_share_an_event_loop(place: Place) -> None:
     assert (result.rc, result.stdout) == (0, "['job']\n"), str(result)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_task_says_is_shown_once(place: Place, named: bool) -> None:
+    """`distributed.warn` in a task warns once where the script is, whether it has a client of its own or not."""
+    text = f"""
+        import time, warnings
+        def says(number):
+            distributed.warn(f"of task {{number}}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            client = {"Client()" if named else "get_client()"}
+            client.gather(client.map(says, range(3)))
+            deadline = time.monotonic() + 20
+            while len(caught) < 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+        print(sorted(str(one.message) for one in caught))
+    """
+    result = batchlet(place, text)
+    assert (result.rc, result.stdout) == (0, "['of task 0', 'of task 1', 'of task 2']\n"), str(result)
+
+
 @pytest.mark.parametrize("mistake", ["Client(1)", "Client(None, address='x')", "Client(*range(30))"])
 def test_a_mistake_is_the_error_that_dask_makes_of_it(place: Place, mistake: str) -> None:
     """What is no argument of a client raises what it raises under plain Dask."""

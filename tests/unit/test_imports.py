@@ -124,12 +124,11 @@ ROOMS = (
             (
                 "client.announce",
                 "client.dask_clients",
-                "client.default_client",
                 "client.local",
                 "client.ranks",
                 "client.refusal",
             ),
-            ("client.session",),
+            ("client.session", "client.default_client"),
         ),
     ),
     ("", (("runner",), ("",), ("cli",), ("__main__",))),

@@ -33,6 +33,7 @@ __all__ = [
     "nannies_of",
     "off_the_path",
     "parse_configuration_once",
+    "quiet_if",
     "stay_ended",
     "warm_up",
 ]
@@ -49,6 +50,19 @@ def living(kind: type) -> list[Any]:
     are then closed by the end of the process.
     """
     return list(getattr(kind, "_instances", ()))
+
+
+def quiet_if(client: Any, condition: Callable[[], bool]) -> None:
+    """Have a client not show what tasks print and warn (``distributed.print``, ``distributed.warn``) while a condition holds.
+
+    Which events a client shows, and how, is in ``Client._default_event_handlers``. Without it two clients show it twice.
+    """
+
+    def unless(handler: Callable[[Any], object]) -> Callable[[Any], object]:
+        return lambda event: None if condition() else handler(event)
+
+    for topic, handler in getattr(Client, "_default_event_handlers", {}).items():
+        client.subscribe_topic(topic, unless(handler))
 
 
 def is_disconnected(client: Any) -> bool:
@@ -146,15 +160,27 @@ def stay_ended(server: Any, reason: str) -> None:
             say(reason=reason)
 
 
-def off_the_path(server: Any) -> None:
-    """Take the directories of Nannies off ``sys.path``, from which nobody has anything to import.
+def off_the_path(server: Any, variable: str) -> None:
+    """Take the directories of Nannies off ``sys.path``, and name each of them to its own worker alone.
 
-    Every `distributed.core.Server` puts its ``local_directory`` there. Otherwise each import looks through all of them.
+    Every `distributed.core.Server` puts its ``local_directory`` there, and all workers of the process would inherit them all:
+    each import would look through all of them. A worker imports from that of its Nanny what ``UploadDirectory`` brings. Without
+    ``Nanny.env``, which becomes the environment of its worker, that is not found.
+
+    Parameters
+    ----------
+    server : Nanny or other server
+        Not started yet.
+    variable : str
+        By which the worker is told.
     """
     for nanny in nannies_of(server):
         directory = getattr(nanny, "local_directory", None)
-        if directory in sys.path:
-            sys.path.remove(directory)
+        if directory not in sys.path:
+            continue
+        sys.path.remove(directory)
+        if isinstance(getattr(nanny, "env", None), dict):
+            nanny.env[variable] = directory
 
 
 def correct_state(cluster: Any) -> None:
