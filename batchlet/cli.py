@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from . import report
+from .client.default_client import default_client
 from .client.session import Session
 from .command_line import parse
 from .environments import ProcessInfo, first_process, select
@@ -53,7 +53,7 @@ def _run(program: Program, keywords: Mapping[str, Any]) -> int:
             program.check()
         except UsageError as error:
             runner._session.refuse(error)
-        with runner, _default_client(runner):
+        with runner, default_client(runner):
             program.run()
     except (EndError, SystemExit):
         raise
@@ -64,26 +64,6 @@ def _run(program: Program, keywords: Mapping[str, Any]) -> int:
         show_exception(error)
         return 1
     return 0
-
-
-@contextlib.contextmanager
-def _default_client(runner: BatchletRunner) -> Iterator[None]:
-    """Make the cluster the one that ``Client()`` and ``.compute()`` find."""
-    import dask.config
-    from distributed import Client
-
-    from .dask_backend import tls
-
-    tls.set_loaded(runner.security)
-    found = {
-        "scheduler-address": runner.scheduler_address,
-        "distributed.client.security-loader": f"{tls.__name__}.{tls.loader.__name__}",
-    }
-    try:
-        with dask.config.set(found), Client(runner):
-            yield
-    finally:
-        tls.set_loaded(None)
 
 
 def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:

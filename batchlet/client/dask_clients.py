@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import Any
 
-__all__ = ["any_disconnected", "close", "close_async", "synchronous"]
+__all__ = ["any_disconnected", "any_other", "close", "close_async", "synchronous"]
 
 
 def _of(address: str) -> list[Any]:
@@ -37,6 +37,11 @@ def any_disconnected(address: str) -> bool:
     from ..dask_backend.compat.dask_internals import is_disconnected
 
     return any(is_disconnected(client) for client in clients)
+
+
+def any_other(address: str, client: Any) -> bool:
+    """Whether this scheduler has a client in this process beside this one."""
+    return any(other is not client for other in _of(address))
 
 
 def close(address: str, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""Preloaded by the workers of ranks: puts a worker on its rank's CPUs and takes away what its rank does not have.
+"""Preloaded by the workers of ranks: puts a worker on its rank's CPUs, and gives and takes what its rank has and has not.
 
 A worker is forked from the host of its node, which another rank may have started.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dask.config
 
-__all__ = ["VARIABLE", "dask_setup", "preload"]
+__all__ = ["UPLOADS", "VARIABLE", "dask_setup", "preload"]
 
 VARIABLE = "BATCHLET_RANK_PLACE"
+#: Where the worker's Nanny puts what is uploaded for it (Dask's ``UploadDirectory``).
+UPLOADS = "BATCHLET_WORKER_UPLOADS"
 
 
 def preload(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,6 +35,10 @@ def preload(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def dask_setup(worker: Any) -> None:  # noqa: ARG001
     """Do it, in the worker's process, before it has threads that compute."""
+    uploads = os.environ.pop(UPLOADS, None)
+    if uploads and uploads not in sys.path:
+        # Behind the worker's own directory, as under plain Dask.
+        sys.path.insert(1, uploads)
     place = json.loads(os.environ.pop(VARIABLE, "{}"))
     for name in place.get("unset", ()):
         os.environ.pop(name, None)

@@ -15,6 +15,7 @@ import warnings
 from distributed import Worker
 from distributed.core import Status
 
+from . import rank_preload  # noqa: F401 - every worker has it
 from .compat.dask_internals import living, parse_configuration_once
 from .compat.http_servers import deafen_workers
 from .compat.log_messages import SLOW_SCRATCH, is_task_of_the_end, is_told_by_the_nanny

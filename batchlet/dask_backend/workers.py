@@ -73,10 +73,9 @@ class RankContext:
             "cpus": self.cpus if self.cpus != self.host_cpus else (),
             "unset": [name for name in os.environ if name not in self.environ and name not in AGENT_ENVIRONMENT],
         }
-        options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}}
+        options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}, **rank_preload.preload(given)}
         if any(place.values()):
             options["env"][rank_preload.VARIABLE] = json.dumps(place)
-            options |= rank_preload.preload(given)
         return options
 
 
@@ -137,7 +136,7 @@ async def start(
         with dask.config.set({DISKS: False}):
             server = make(address, **options)
         servers.append(server)
-        dask_internals.off_the_path(server)
+        dask_internals.off_the_path(server, rank_preload.UPLOADS)
         try:
             await server
             return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import io
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
 from tornado import iostream
@@ -57,6 +59,18 @@ class Said(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class Written(io.StringIO):
+    """Notes what is written."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self.said = said
+
+    def write(self, text: str) -> int:
+        self.said.append(text)
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -96,6 +110,39 @@ def test_living_and_is_disconnected(cluster: Run) -> None:
             assert worker in dask_internals.living(Worker)
 
     cluster(use)
+
+
+ALTERED = """
+from distributed import Client
+from batchlet.dask_backend.compat.dask_internals import altered_clients, living
+seen = []
+def alter(given, known):
+    seen.append((given, {"address", "timeout", "security", "asynchronous", "scheduler_file"} <= known, "n_workers" in known))
+    raise LookupError
+before = Client.__init__
+with altered_clients(alter):
+    for make in (lambda: Client(None, None, 3, n_workers=4), lambda: Client(name="x", processes=False)):
+        try:
+            make()
+        except LookupError:
+            pass
+assert Client.__init__ is before
+print(seen)
+"""
+
+
+def test_altered_clients() -> None:
+    """All arguments of a client come by their names, and those that a LocalCluster would get as they are."""
+    first = "({'address': None, 'loop': None, 'timeout': 3, 'n_workers': 4}, True, False)"
+    second = "({'name': 'x', 'processes': False}, True, False)"
+    assert child(ALTERED) == f"[{first}, {second}]\n"
+
+
+def test_living_clusters(tmp_path: Path) -> None:
+    """Clusters are in a set of their class."""
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", processes=False) as cluster:
+        assert cluster in dask_internals.living(LocalCluster)
+        assert cluster.shutdown_on_close
 
 
 def test_nannies_of_and_child_processes(cluster: Run) -> None:
@@ -158,12 +205,38 @@ def test_stay_ended(cluster: Run) -> None:
 
 
 def test_off_the_path(cluster: Run) -> None:
-    """A Nanny puts its directory on the path."""
+    """A Nanny puts its directory on the path, and what is in its `env` when it starts its worker has."""
 
-    async def use(_scheduler: Any, nanny: Any) -> None:
+    async def use(scheduler: Any, _nanny: Any) -> None:
+        nanny = Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name="other")
         assert nanny.local_directory in sys.path
-        dask_internals.off_the_path(nanny)
+        dask_internals.off_the_path(nanny, "OF_THE_TEST")
         assert nanny.local_directory not in sys.path
+        async with nanny, Client(scheduler.address, asynchronous=True) as client:
+            found = await client.submit(os.getenv, "OF_THE_TEST", workers="other")
+            assert found == nanny.local_directory
+
+    cluster(use)
+
+
+def test_quiet_if(cluster: Run) -> None:
+    """What tasks print, a client shows by a handler that can be another one."""
+    said: list[str] = []
+
+    async def use(scheduler: Any, _nanny: Any) -> None:
+        async with Client(scheduler.address, asynchronous=True) as client:
+            assert sorted(Client._default_event_handlers) == ["print", "warn"]
+            assert client._event_handlers.keys() >= {"print", "warn"}
+            asked: list[bool] = []
+            dask_internals.quiet_if(client, lambda: not asked.append(True))
+            with contextlib.redirect_stdout(Written(said)):
+                await client.submit(distributed.print, "in a task")
+                await until(lambda: bool(asked))
+            assert said == []
+            dask_internals.quiet_if(client, lambda: False)
+            with contextlib.redirect_stdout(Written(said)):
+                await client.submit(distributed.print, "another", pure=False)
+                await until(lambda: "another" in "".join(said))
 
     cluster(use)
 

@@ -126,7 +126,7 @@ ROOMS = (
             ("client.backend", "client.by_hand"),
             ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
             ("client.ranks",),
-            ("client.session",),
+            ("client.session", "client.default_client"),
             ("client.cluster_view",),
         ),
     ),

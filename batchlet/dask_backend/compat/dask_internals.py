@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import inspect
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dask.config
 import distributed
 import distributed.utils
-from distributed import LocalCluster, Nanny, Worker
+from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.versions import get_versions
 
 __all__ = [
     "WORKER_PROCESS",
     "ObservedCluster",
+    "altered_clients",
     "child_processes",
     "correct_state",
     "is_disconnected",
@@ -30,6 +33,7 @@ __all__ = [
     "nannies_of",
     "off_the_path",
     "parse_configuration_once",
+    "quiet_if",
     "stay_ended",
     "warm_up",
 ]
@@ -40,12 +44,25 @@ WORKER_PROCESS = "Dask Worker process (from Nanny)"
 
 
 def living(kind: type) -> list[Any]:
-    """Name the living clients, workers or nannies of this process.
+    """Name the living clients, workers, nannies or clusters of this process.
 
     Dask has them in a weak set, ``_instances``, of each class. Without it there are none: clients that the user has left open
     are then closed by the end of the process.
     """
     return list(getattr(kind, "_instances", ()))
+
+
+def quiet_if(client: Any, condition: Callable[[], bool]) -> None:
+    """Have a client not show what tasks print and warn (``distributed.print``, ``distributed.warn``) while a condition holds.
+
+    Which events a client shows, and how, is in ``Client._default_event_handlers``. Without it two clients show it twice.
+    """
+
+    def unless(handler: Callable[[Any], object]) -> Callable[[Any], object]:
+        return lambda event: None if condition() else handler(event)
+
+    for topic, handler in getattr(Client, "_default_event_handlers", {}).items():
+        client.subscribe_topic(topic, unless(handler))
 
 
 def is_disconnected(client: Any) -> bool:
@@ -59,6 +76,37 @@ def is_disconnected(client: Any) -> bool:
         return hasattr(client, "scheduler_comm")
     closed = getattr(getattr(batched, "comm", None), "closed", None)
     return bool(closed()) if callable(closed) else False
+
+
+@contextlib.contextmanager
+def altered_clients(alter: Callable[[Mapping[str, Any], frozenset[str]], Mapping[str, Any]]) -> Iterator[None]:
+    """Have all clients of this process made with other arguments than those that they are given.
+
+    Puts a function in the place of ``Client.__init__``, which takes all its arguments by their names, and passes those that it
+    has no name for (``**kwargs``) on to a `LocalCluster`. A client class of others that does not call it is left alone.
+
+    Parameters
+    ----------
+    alter : callable
+        From the arguments that are given, and the names of those that a client has itself, to those that it gets.
+    """
+    original = Client.__init__
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, parameter in inspect.signature(original).parameters.items() if parameter.kind in kinds][1:]
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **keywords: Any) -> None:
+        positions = names[: len(args)]
+        if len(args) > len(names) or keywords.keys() & set(positions):
+            original(self, *args, **keywords)  # raises, as Python has it
+            return
+        original(self, **alter({**dict(zip(positions, args, strict=False)), **keywords}, frozenset(names)))
+
+    Client.__init__ = init
+    try:
+        yield
+    finally:
+        Client.__init__ = original
 
 
 def nannies_of(server: Any) -> list[Any]:
@@ -112,15 +160,27 @@ def stay_ended(server: Any, reason: str) -> None:
             say(reason=reason)
 
 
-def off_the_path(server: Any) -> None:
-    """Take the directories of Nannies off ``sys.path``, from which nobody has anything to import.
+def off_the_path(server: Any, variable: str) -> None:
+    """Take the directories of Nannies off ``sys.path``, and name each of them to its own worker alone.
 
-    Every `distributed.core.Server` puts its ``local_directory`` there. Otherwise each import looks through all of them.
+    Every `distributed.core.Server` puts its ``local_directory`` there, and all workers of the process would inherit them all:
+    each import would look through all of them. A worker imports from that of its Nanny what ``UploadDirectory`` brings. Without
+    ``Nanny.env``, which becomes the environment of its worker, that is not found.
+
+    Parameters
+    ----------
+    server : Nanny or other server
+        Not started yet.
+    variable : str
+        By which the worker is told.
     """
     for nanny in nannies_of(server):
         directory = getattr(nanny, "local_directory", None)
-        if directory in sys.path:
-            sys.path.remove(directory)
+        if directory not in sys.path:
+            continue
+        sys.path.remove(directory)
+        if isinstance(getattr(nanny, "env", None), dict):
+            nanny.env[variable] = directory
 
 
 def correct_state(cluster: Any) -> None:
