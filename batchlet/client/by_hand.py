@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
@@ -72,17 +71,18 @@ def ends_with_process(leave: Callable[[BaseException | None], object], *, typed:
     callable
         Takes it back.
     """
-    process = os.getpid()
+    from ..dask_backend.compat.interpreter_end import before_pools_end
+
+    # Of the process whose end it is: a forked child that ends as a script does is not the run's client.
+    processes = [os.getpid()]
 
     def end() -> None:
-        # A forked child that ends as a script does is not the run's client.
-        if os.getpid() == process:
+        if os.getpid() in processes:
             with contextlib.suppress(EndError):
                 leave(None if typed else getattr(sys, "last_value", None))
 
-    # What is registered last is called first: before what Dask has registered, which is imported by now.
-    atexit.register(end)
-    return lambda: atexit.unregister(end)
+    before_pools_end(end)
+    return processes.clear
 
 
 def close(session: Any) -> Any:

@@ -128,7 +128,12 @@ def html(session: Session) -> str:
     if start is not None and session.state == "running":
         threads, memory = (_range(map(str, start.threads)), _range(describe_bytes(size) for size in start.memory))
         nodes = f" on {start.nodes} nodes" if start.nodes > 1 else ""
-        rows.append(("workers", escape(f"{start.workers}{nodes}, each {threads} threads, {memory}")))
+        rows.append(
+            (
+                "workers",
+                escape(f"{start.workers}{nodes}, each {threads} {'thread' if threads == '1' else 'threads'}, {memory}"),
+            )
+        )
         rows.append(("scheduler", escape(start.address)))
         link, tunnel = dashboard_link(start), dashboard_tunnel(session.rank, start)
         if link is not None:
@@ -140,7 +145,8 @@ def html(session: Session) -> str:
             for name, figure in start.plan.figures.items()
         )
         limits = (
-            f"<details><summary>Limits of node {escape(start.plan.node)}, and where they come from</summary>"
+            f"<details><summary>Limits of node {escape(start.plan.node)}, and where they come from"
+            f"{'' if start.plan.workers else ' (of the workers: <code>python -m batchlet --plan</code>)'}</summary>"
             f"<table>{figures}</table></details>"
         )
     table = "".join(_row(name, value) for name, value in rows)

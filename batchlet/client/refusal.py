@@ -34,7 +34,9 @@ def refuse(error: EndError, rank: Rank | None, backend: Backend | None) -> NoRet
     if is_interactive():
         # A `SystemExit` would end a Python prompt, with all that has been typed. The session shows the error by itself.
         raise RuntimeError(str(error)) from None
-    if not error.same_on_every_rank or _speaks(rank):
+    # Once the ranks have met, the client is alone with the user's code.
+    alone = backend is not None and backend.connected
+    if alone or not error.same_on_every_rank or _speaks(rank):
         report.failure(error)
     elif detected(os.environ).ends_all:
         # Let the first one that fails be the one that speaks.

@@ -89,7 +89,7 @@ class Session:
 
     def started(self, what: str) -> StartInfo:
         """Give the cluster; refuse what makes sense only while the run is under way."""
-        if self._closed:
+        if self.state == "closed":
             self.refuse(UsageError(f"This BatchletRunner is closed ({what} was asked for). Make a new one."))
         if self._start is None:
             self.refuse(
@@ -108,12 +108,13 @@ class Session:
     @property
     def dashboard_link(self) -> str | None:
         """See the runner. A client that has survived its cluster asks for it too, to show itself."""
-        return None if self._closed else dashboard_link(self.started("dashboard_link"))
+        return None if self.state == "closed" else dashboard_link(self.started("dashboard_link"))
 
     @property
     def state(self) -> str:
         """Either "not started", "running" or "closed"."""
-        return "closed" if self._closed else "running" if self._start is not None else "not started"
+        closed = self._closed or (self._outer is not None and self._outer._closed)
+        return "closed" if closed else "running" if self._start is not None else "not started"
 
     @property
     def status(self) -> Any:
@@ -129,7 +130,7 @@ class Session:
                 self._guard.wait_delivered(_MOMENT)
             if lost:
                 return Status.closed
-        if self._closed:
+        if self.state == "closed":
             return Status.closed
         return Status.running if self._start is not None else Status.created
 
@@ -164,7 +165,7 @@ class Session:
     @contextlib.contextmanager
     def _entering(self) -> Any:
         """What stands around the start of the cluster."""
-        if self._closed:
+        if self.state == "closed":
             self.refuse(UsageError("This BatchletRunner was used before, and is closed. Make a new one."))
         if self._start is not None:
             self.refuse(UsageError("This BatchletRunner is running already. Use it, or close it and make a new one."))

@@ -723,3 +723,16 @@ def test_every_function_has_its_test() -> None:
     modules = (dask_internals, http_servers, log_messages, multiprocessing_internals, tls_connections)
     text = Path(__file__).read_text()
     assert [name for module in modules for name in module.__all__ if name not in text] == []
+
+
+def test_what_is_registered_before_the_pools_end_comes_while_they_work():
+    """`interpreter_end.before_pools_end`: a pool takes work in it, and the exit code stays."""
+    script = (
+        "import concurrent.futures, sys\n"
+        "from batchlet.dask_backend.compat.interpreter_end import before_pools_end\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        "before_pools_end(lambda: print(pool.submit(sum, [1, 2]).result(5)))\n"
+        "sys.exit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "3\n", "")

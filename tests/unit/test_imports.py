@@ -91,6 +91,7 @@ ROOMS = (
             (
                 "dask_backend.compat.dask_internals",
                 "dask_backend.compat.http_servers",
+                "dask_backend.compat.interpreter_end",
                 "dask_backend.compat.log_messages",
                 "dask_backend.compat.multiprocessing_internals",
                 "dask_backend.compat.tls_connections",
