@@ -64,7 +64,6 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
             # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
             for worker in plan.workers:
                 make, options = worker_spec(worker, site, settings)
-                options |= rank_preload.preload(options)
                 cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}
             correct_state(cluster)
     except BaseException:

@@ -61,6 +61,16 @@ CHATTER = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
+# What xgboost says of a node without a default route, under whatever cluster; it then takes the scheduler's address.
+NO_ROUTE = re.compile(
+    r"""^(Failed\ to\ bind\ address\ 'None'
+    | \s*\[[\d:]+\]\ /workspace/src/collective/result\.cc
+    | -\ \[socket\.h:\d+
+    | Stack\ trace:$
+    | \s*\[bt\]\ ).*$""",
+    re.VERBOSE | re.MULTILINE,
+)
+
 # Upstream: dask-ml 2025.1 calls `dask.persist` in a coroutine, which Dask no longer lets it do.
 BROKEN_BY_DASK = "RuntimeError: Attempting to use an asynchronous Client in a synchronous context"
 
@@ -94,7 +104,7 @@ def printed(result: Result) -> list[str]:
 def warned(result: Result) -> set[str]:
     """What is on stderr, each kind of line once: without times, addresses, keys, numbers and Batchlet's own lines."""
     kinds = set()
-    for line in CHATTER.sub("", "\n".join(result.errors)).splitlines():
+    for line in NO_ROUTE.sub("", CHATTER.sub("", "\n".join(result.errors))).splitlines():
         if line.startswith(OURS) or not line.strip():
             continue
         text = re.sub(r"^\d{4}-\d\d-\d\d [\d:,]+ - ", "", line)
