@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed import LocalCluster
@@ -11,7 +12,8 @@ from distributed import LocalCluster
 from ..errors import EndError
 from ..plan import Plan
 from ..settings import Settings
-from .compat.dask_internals import ObservedCluster, correct_state
+from . import rank_preload
+from .compat.dask_internals import ObservedCluster, correct_state, off_the_path
 from .dashboard import guard
 from .logs import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths
 from .processes import start_failure
@@ -62,13 +64,19 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
             # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
             for worker in plan.workers:
                 make, options = worker_spec(worker, site, settings)
-                cluster.worker_spec[worker.name] = {"cls": make, "options": options}
+                cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}
             correct_state(cluster)
     except BaseException:
         cluster.close()
         raise
     report_deaths()
     return cluster
+
+
+def _made(make: Callable[..., Any], address: str, **options: Any) -> Any:
+    server = make(address, **options)
+    off_the_path(server, rank_preload.UPLOADS)
+    return server
 
 
 @contextlib.contextmanager

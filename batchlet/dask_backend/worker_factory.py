@@ -21,6 +21,7 @@ from ..errors import SettingsError
 from ..network import LOOPBACK, in_url
 from ..plan import WorkerPlan
 from ..settings import Settings
+from . import rank_preload
 from .logs import DASK_LOG_LEVEL, logging_is_the_users
 from .workers import DISKS, RankContext, Site
 
@@ -83,6 +84,9 @@ def worker_spec(
         **(context.options(given) if context is not None else {}),
         "config": config,
     }
+    if cls is None or issubclass(cls, (Worker, Nanny)):
+        # Others may not take it; they have it where the rank has something to set (see `RankContext`).
+        options |= rank_preload.preload(given)
     if cls is None or issubclass(cls, Worker):
         return Nanny, options if cls is None else {**options, "worker_class": cls}
     if issubclass(cls, Nanny):

@@ -73,9 +73,10 @@ class RankContext:
             "cpus": self.cpus if self.cpus != self.host_cpus else (),
             "unset": [name for name in os.environ if name not in self.environ and name not in AGENT_ENVIRONMENT],
         }
-        options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}, **rank_preload.preload(given)}
+        options: dict[str, Any] = {"env": {**self.environ, **(given.get("env") or {})}}
         if any(place.values()):
             options["env"][rank_preload.VARIABLE] = json.dumps(place)
+            options |= rank_preload.preload(given)
         return options
 
 
