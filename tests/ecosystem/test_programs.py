@@ -55,7 +55,7 @@ WITH_RUNNER = """if __name__ == "__main__":
 CHATTER = re.compile(
     r"""\[\d\d:\d\d:\d\d\]\ Task\ \[xgboost\.dask-\d+\]:\S+?\ got\ rank\ \d+
     | (\[LightGBM\]|Finding\ random\ open\ ports|(Trying\ to\ bind|Binding)\ port|Connected\ to\ rank|Local\ rank:).*
-    | ^task\ \d$  # of `together`: each process with a client shows what `distributed.print` says
+    | task-\d  # of `together`: each process with a client shows what `distributed.print` says
     | \[[#\ ]*\]\ \|\ \d+%\ Completed\ \|\s+\S+s(\x1b\[2K)?  # a bar of Dask's
     """,
     re.VERBOSE | re.MULTILINE,

@@ -84,7 +84,7 @@ def starts_a_pool():
 
 
 def speaks(number):
-    distributed.print("task", number)
+    distributed.print(f"task-{number}")
     distributed.warn(f"a warning of task {number}", UserWarning)
 
 
