@@ -11,7 +11,7 @@ import pytest
 from run_helpers import Place
 
 TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS / "slurm"))
+sys.path += [str(TESTS / "slurm"), str(TESTS / "ecosystem")]
 
 # Two conftest.py of the same name do not import each other by name.
 _spec = importlib.util.spec_from_file_location("slurm_fixtures", TESTS / "slurm" / "conftest.py")
@@ -19,6 +19,8 @@ assert _spec is not None
 assert _spec.loader is not None
 _slurm = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_slurm)
+
+pytest.register_assert_rewrite("four_ways")
 
 cluster = _slurm.cluster
 
@@ -35,3 +37,9 @@ def slurm_place(cluster: object) -> Iterator[Place]:
 def plain_results() -> dict[str, object]:
     """What each program has done under plain Dask, so that it runs there once."""
     return {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test with each program of its class."""
+    if "program" in metafunc.fixturenames:
+        metafunc.parametrize("program", metafunc.cls.needs)

@@ -11,26 +11,14 @@ import importlib.metadata
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from run_helpers import Place, Result
 
 PROGRAMS = Path(__file__).parent / "programs"
-
-# What each of them needs beside the extra `test`; the names by which they are installed.
-NEEDS = {
-    "arrays": ["xarray", "zarr", "netCDF4"],
-    "frames": [],
-    "learn": ["scikit-learn", "joblib", "tqdm"],
-    "clusters": ["dask-ml"],
-    "searches": ["dask-ml"],
-    "xgb": ["xgboost-cpu|xgboost"],
-    "lgbm": ["lightgbm"],
-    "plugins": [],
-    "together": [],
-    "watching": [],
-}
 
 OURS = "batchlet: "
 # Each worker has as many of these as the tasks of `together` ask for, however it is started.
@@ -71,14 +59,11 @@ NO_ROUTE = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
-# Upstream: dask-ml 2025.1 calls `dask.persist` in a coroutine, which Dask no longer lets it do.
-BROKEN_BY_DASK = "RuntimeError: Attempting to use an asynchronous Client in a synchronous context"
 
-
-def need(program: str) -> None:
+def need(wanted_by_it: Sequence[str]) -> None:
     """Skip what is not installed, or fail where it is a must."""
     missing = []
-    for wanted in NEEDS[program]:
+    for wanted in wanted_by_it:
         for name in wanted.split("|"):
             try:
                 importlib.metadata.version(name)
@@ -113,25 +98,6 @@ def warned(result: Result) -> set[str]:
     return kinds
 
 
-@pytest.fixture
-def plain(request: pytest.FixtureRequest, plain_results: dict[str, Result]) -> Result:
-    """The program of this test under plain Dask."""
-    program = request.getfixturevalue("program")
-    need(program)
-    if program not in plain_results:
-        place = Place()
-        try:
-            path = str(PROGRAMS / f"{program}.py")
-            plain_results[program] = place.run(sys.executable, path, env=ENVIRON, timeout=TIMEOUT)
-        finally:
-            place.close()
-    result = plain_results[program]
-    if program == "searches" and BROKEN_BY_DASK in result.stderr:
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("dask-ml", "dask"))
-        pytest.skip(f"plain Dask cannot run this either: {versions}: {BROKEN_BY_DASK}")
-    return result
-
-
 def assert_same(result: Result, plain: Result) -> None:
     assert result.rc == 0, str(result)
     assert printed(result) == printed(plain), f"{result}\n\nplain: {plain}"
@@ -140,40 +106,62 @@ def assert_same(result: Result, plain: Result) -> None:
     assert len(ours) == 2, str(result)
 
 
-@pytest.mark.parametrize("program", NEEDS)
-def test_it_runs_under_plain_dask(program: str, plain: Result) -> None:
-    """The program is right: it runs under plain Dask, and prints something."""
-    assert plain.rc == 0, str(plain)
-    assert printed(plain), str(plain)
+class FourWays:
+    """The tests of some programs; a subclass says which.
 
+    Attributes
+    ----------
+    needs : mapping of str to sequence of str
+        By program, what it needs beside the extra `test`: the names by which that is installed, alternatives divided by "|".
+    """
 
-@pytest.mark.parametrize("program", NEEDS)
-def test_it_runs_by_python_m_batchlet(program: str, plain: Result) -> None:
-    """`python -m batchlet program.py` alone does the same."""
-    place = Place()
-    try:
+    needs: ClassVar[Mapping[str, Sequence[str]]]
+
+    def check(self, plain: Result) -> None:
+        """Skip what plain Dask itself cannot do here."""
+
+    @pytest.fixture
+    def plain(self, program: str, plain_results: dict[str, Result]) -> Result:
+        """The program of this test under plain Dask."""
+        need(self.needs[program])
+        if program not in plain_results:
+            place = Place()
+            try:
+                path = str(PROGRAMS / f"{program}.py")
+                plain_results[program] = place.run(sys.executable, path, env=ENVIRON, timeout=TIMEOUT)
+            finally:
+                place.close()
+        result = plain_results[program]
+        self.check(result)
+        return result
+
+    def test_it_runs_under_plain_dask(self, program: str, plain: Result) -> None:
+        """The program is right: it runs under plain Dask, and prints something."""
+        assert plain.rc == 0, str(plain)
+        assert printed(plain), str(plain)
+
+    def test_it_runs_by_python_m_batchlet(self, program: str, plain: Result) -> None:
+        """`python -m batchlet program.py` alone does the same."""
+        place = Place()
+        try:
+            path = str(PROGRAMS / f"{program}.py")
+            command = [sys.executable, "-m", "batchlet", "--workers-per-node=2", path]
+            assert_same(place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
+        finally:
+            place.close()
+
+    @pytest.mark.slurm
+    def test_it_runs_by_python_m_batchlet_on_two_nodes(self, program: str, plain: Result, slurm_place: Place) -> None:
+        """`srun -N2 -n5 python -m batchlet program.py` does the same."""
         path = str(PROGRAMS / f"{program}.py")
-        command = [sys.executable, "-m", "batchlet", "--workers-per-node=2", path]
-        assert_same(place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
-    finally:
-        place.close()
+        command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, "-m", "batchlet", path]
+        assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
 
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("program", NEEDS)
-def test_it_runs_by_python_m_batchlet_on_two_nodes(program: str, plain: Result, slurm_place: Place) -> None:
-    """`srun -N2 -n5 python -m batchlet program.py` does the same."""
-    path = str(PROGRAMS / f"{program}.py")
-    command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, "-m", "batchlet", path]
-    assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
-
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("program", NEEDS)
-def test_it_runs_with_a_runner_on_two_nodes(program: str, plain: Result, slurm_place: Place) -> None:
-    """With `with BatchletRunner() as runner, Client(runner) as client:` around it, `srun -N2 -n5 python` does the same."""
-    text = (PROGRAMS / f"{program}.py").read_text()
-    assert text.count(ENTRY) == 1
-    path = slurm_place.script(text.replace(ENTRY, WITH_RUNNER))
-    command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, path]
-    assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
+    @pytest.mark.slurm
+    def test_it_runs_with_a_runner_on_two_nodes(self, program: str, plain: Result, slurm_place: Place) -> None:
+        """With `with BatchletRunner() as runner, Client(runner) as client:` around it, `srun -N2 -n5 python` does the same."""
+        text = (PROGRAMS / f"{program}.py").read_text()
+        assert text.count(ENTRY) == 1
+        path = slurm_place.script(text.replace(ENTRY, WITH_RUNNER))
+        command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, path]
+        assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
