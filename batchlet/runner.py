@@ -177,7 +177,9 @@ class BatchletRunner:
 
     @property
     def scheduler_address(self) -> str:
-        """Address of the scheduler, such as ``tls://10.0.0.1:40113``."""
+        """Address of the scheduler, such as ``tls://10.0.0.1:40113``; after the end Dask's word "<Not Connected>"."""
+        if self._session.state == "closed":
+            return "<Not Connected>"
         return self._session.started("scheduler_address").address
 
     @property
@@ -214,7 +216,7 @@ class BatchletRunner:
 
     @property
     def scheduler_info(self) -> Any:
-        """What the scheduler says of itself and all its workers; each time it is asked."""
+        """What the scheduler says of itself and all its workers; each time it is asked. After the end there are no workers."""
         return self._view.scheduler_info()
 
     @property

@@ -59,7 +59,10 @@ class ClusterView:
         return next((client.loop for client in dask_clients.synchronous(start.address)), None)
 
     def scheduler_info(self) -> Any:
-        """Ask the scheduler for what `Client.scheduler_info` has, of all workers."""
+        """Ask the scheduler for what `Client.scheduler_info` has, of all workers; after the end none are left."""
+        if self._session.state == "closed":
+            # dask-labextension describes a cluster that it has just closed.
+            return {"type": "Scheduler", "workers": {}}
         return self._ask("scheduler_info", lambda client: client.scheduler_info(n_workers=-1))
 
     def workers(self) -> dict[Any, Any]:

@@ -75,8 +75,8 @@ def test_what_dasks_clusters_offer_works_under_srun(slurm_place: Place) -> None:
     expect(slurm_place, "srun", "-N2", "-n6")
 
 
-# What prefect_dask.DaskTaskRunner and dask_labextension.manager do with a cluster class, as their sources say.
-LIBRARIES = """
+# What prefect_dask.DaskTaskRunner does with a cluster class, as its source says.
+PREFECT = """
 import asyncio, json, sys
 from contextlib import AsyncExitStack
 from batchlet import BatchletRunner
@@ -91,41 +91,55 @@ async def prefect(cluster_class, **cluster_kwargs):
         return cluster.asynchronous, bool(client.dashboard_link), await client.submit(sum, [1, 2], key="a-1", pure=True)
 
 
-async def labextension(cluster_class):
-    cluster = await cluster_class(asynchronous=True)
-    workers = cluster.scheduler_info["workers"].values()
-    model = {
-        "name": type(cluster).__name__,
-        "scheduler_address": cluster.scheduler_address,
-        "dashboard_link": cluster.dashboard_link or "",
-        "workers": len(workers),
-        "memory": dask.utils.format_bytes(sum(worker["memory_limit"] for worker in workers)),
-        "cores": sum(worker["nthreads"] for worker in workers),
-    }
-    await cluster.close()
-    return json.loads(json.dumps(model)), cluster.status.name
-
-
-found = asyncio.run(prefect(BatchletRunner) if sys.argv[1] == "prefect" else labextension(BatchletRunner))
+found = asyncio.run(prefect(BatchletRunner))
 sys.stdout.write("RESULT " + json.dumps(found) + "\\n")
 """
 
 
 def test_a_task_runner_that_makes_and_enters_an_asynchronous_cluster_works(place: Place) -> None:
     """As prefect-dask does with its `cluster_class`."""
-    result = place.run(sys.executable, place.script(LIBRARIES), "prefect")
+    result = place.run(sys.executable, place.script(PREFECT))
     assert result.rc == 0, str(result)
     assert json.loads(json_line(result.stdout)) == [True, True, 3]
     assert len(result.errors) == 2, str(result)
 
 
-def test_a_cluster_manager_that_awaits_describes_and_closes_a_cluster_works(place: Place) -> None:
-    """As dask-labextension does with its factory."""
-    result = place.run(sys.executable, place.script(LIBRARIES), "labextension")
+MANAGER = """
+import asyncio, json, sys
+
+import dask.config
+
+
+async def main():
+    from dask_labextension.manager import DaskClusterManager
+
+    dask.config.set({"labextension.factory.module": "batchlet", "labextension.factory.class": "BatchletRunner"})
+    manager = DaskClusterManager()
+    await manager.initialized
+    found = [await manager.start_cluster("one"), *manager.list_clusters()]
+    try:
+        await manager.scale_cluster("one", 7)
+    except Exception as error:
+        found.append(str(error))
+    found.append(await manager.close_cluster("one"))
+    found.append(await manager.start_cluster("two"))
+    return [*found, await manager.close_cluster("two")]
+
+
+sys.stdout.write("RESULT " + json.dumps(asyncio.run(main())) + "\\n")
+"""
+
+
+def test_the_cluster_manager_of_dask_labextension_works(place: Place) -> None:
+    """It awaits, lists, describes and closes clusters, one after the other, and cannot change their size."""
+    pytest.importorskip("dask_labextension", reason="no dask-labextension (pip install dask-labextension)")
+    result = place.run(sys.executable, place.script(MANAGER))
     assert result.rc == 0, str(result)
-    model, status = json.loads(json_line(result.stdout))
-    assert model["workers"] >= 1
-    assert model["cores"] >= 1
-    assert model["scheduler_address"].startswith("tls://")
-    assert status == "closed"
-    assert len(result.errors) == 2, str(result)
+    started, listed, refusal, closed, again, over = json.loads(json_line(result.stdout))
+    assert started == listed
+    assert started["workers"] >= 1
+    assert started["cores"] >= 1
+    assert started["scheduler_address"].startswith("tls://")
+    assert "keeps its size" in refusal
+    assert closed["workers"] == over["workers"] == 0
+    assert again["workers"] == started["workers"]

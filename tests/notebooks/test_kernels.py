@@ -41,10 +41,7 @@ def test_a_notebook_shows_its_cluster_and_its_client_and_computes(cells) -> None
     assert "closed" in closed["plain"]
     assert "closed" in closed["html"]
     assert (again["status"], again["text"]) == ("ok", ""), again
-    assert (
-        late["error"]
-        == "RuntimeError: This BatchletRunner is closed (scheduler_address was asked for). Make a new one."
-    )
+    assert late["error"] == "RuntimeError: This BatchletRunner is closed (security was asked for). Make a new one."
 
 
 def test_interrupting_a_cell_raises_in_that_cell_and_leaves_the_cluster_alone(cells) -> None:
