@@ -87,6 +87,35 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
     Workers may start processes themselves (``daemon``), and are forked from one process that has imported Dask, unless the
     user has chosen another way.
     """
+    # A Nanny writes these into the environment of its own process too.
+    touched = [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
+    before = {name: os.environ.get(name) for name in touched}
+    try:
+        with dask.config.set(_settings(workers, total)), true_exit_codes(), limited_handshakes():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def reconfigure(config: Mapping[str, Any], workers: int, total: int) -> None:
+    """Take over another configuration of Dask in a process that is `configured`, for the workers that it starts from now on.
+
+    Parameters
+    ----------
+    config : mapping
+        All of it, the user's and Dask's defaults.
+    workers, total : int
+        As in `configured`.
+    """
+    dask.config.update(dask.config.config, config)
+    dask.config.set(_settings(workers, total))
+
+
+def _settings(workers: int, total: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "distributed.worker.daemon": False,
         # Each worker would look for what dead ones have left, with three lock files. Its directory is its own; what it leaves
@@ -101,18 +130,7 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
         config["distributed.worker.multiprocessing-method"] = "forkserver"
         multiprocessing.set_forkserver_preload(["batchlet.dask_backend.worker_process"])
         dask_internals.keep_preload()
-    # A Nanny writes these into the environment of its own process too.
-    touched = [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
-    before = {name: os.environ.get(name) for name in touched}
-    try:
-        with dask.config.set(config), true_exit_codes(), limited_handshakes():
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return config
 
 
 async def start(

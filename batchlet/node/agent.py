@@ -86,8 +86,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
         directory = ""
         seen: CoordinatorRecord | None = None
         try:
-            info, total = rank.info, rank.workers_expected
-            local = max(len(info.local_ranks), rank.settings.workers_per_node or 0)
+            info, (local, total) = rank.info, _crowd(rank)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
             open_files.make_room(local, total)
             with _looking_out(rendezvous) as look:
@@ -140,6 +139,22 @@ def _looking_out(rendezvous: Rendezvous) -> Any:
         yield end
     finally:
         end()
+
+
+def _crowd(rank: Rank) -> tuple[int, int]:
+    """About how many workers there will be, on this node and in all."""
+    return max(len(rank.info.local_ranks), rank.settings.workers_per_node or 0), rank.workers_expected
+
+
+def _adopt(rank: Rank, words: Mapping[str, Any]) -> None:
+    """Take over what the script has set, where this process was started before it did, or for an earlier block."""
+    from ..dask_backend import workers
+
+    local, total = _crowd(rank)
+    open_files.make_room(local, total)
+    _, config = inputs.unpack_options(words)
+    if config is not None:
+        workers.reconfigure(config, local, total)
 
 
 class _Agent:
@@ -288,29 +303,21 @@ class _Agent:
         connection.forget(Ready)
         try:
             words = inputs.from_text(welcome.launch)
-            self._adopt(words)
+            adopt = self._orders["early"] or self._blocks > 0
+            self._blocks += 1
+            if adopt:
+                sys.path[:] = words["sys_path"]
             self._rank = rank = resolve(
                 {**words, "layout": self._orders["layout"]}, self._rank.environ, from_elsewhere=True
             )
+            if adopt:
+                _adopt(rank, words)
             security = tls.security_for(rank.settings.security, connection.credentials)
             site = workers.Site(rank.reachable_host(), self._directory, security)
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
         self._ranks.begin(rank, welcome.facts, site)
-
-    def _adopt(self, words: Mapping[str, Any]) -> None:
-        """Take over what the script has set, where this process was started before it did, or for an earlier block."""
-        if not self._orders["early"] and not self._blocks:
-            self._blocks = 1
-            return
-        self._blocks += 1
-        import dask.config
-
-        sys.path[:] = words["sys_path"]
-        _, config = inputs.unpack_options(words)
-        if config is not None:
-            dask.config.update(dask.config.config, config)
 
     def _start_pausing(self) -> None:
         # Kept, since the event loop itself does not.
