@@ -19,9 +19,10 @@ from ..control.messages import (
     ReportFailure,
     SchedulerStarted,
     Terminate,
+    Welcome,
 )
 from ..dask_import import quicker_import
-from ..errors import EndError, UsageError
+from ..errors import EndError, InputError, UsageError
 from ..node import inputs
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import PATIENCE, Rank
@@ -99,6 +100,7 @@ class RanksBackend:
             self._end_process(take_part(rank, self._options, self._rendezvous))
         connection = self._join()
         plan = plan_with_facts(rank, connection)
+        self._check_security(connection)
         if self._launcher is None:
             with quicker_import():
                 # The script is about to do it; here it is done while the workers start.
@@ -125,6 +127,22 @@ class RanksBackend:
             threads=(ready.threads[0], ready.threads[1]),
             memory=(ready.memory[0], ready.memory[1]),
         )
+
+    def _check_security(self, connection: Connection) -> None:
+        """Refuse an object that each rank has made for itself: scheduler and workers have rank 0's."""
+        wanted = self._rank.settings.security
+        if wanted is None or isinstance(wanted, bool):
+            return
+        from ..dask_backend import processes, tls
+
+        launch = connection.wait(Welcome, self._rank.deadline + PATIENCE).launch
+        options, _ = inputs.unpack_options(inputs.from_text(launch))
+        if not tls.is_same(wanted, options.get("security")):
+            error = InputError(processes.SAME_SECURITY)
+            # Rank 0 prints it, and answers with the end of the run.
+            connection.send(ReportFailure.of(error))
+            connection.wait(Failed, time.monotonic() + PATIENCE)
+            raise error
 
     def _join(self) -> Connection:
         """Get in touch with rank 0; or ask it for another block, where this process has been in its run before."""

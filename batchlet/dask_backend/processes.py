@@ -20,10 +20,15 @@ from ..errors import EndError, InputError
 from .compat import multiprocessing_internals
 from .compat.dask_internals import WORKER_PROCESS, living
 
-__all__ = ["SCHEDULER_PROCESS", "close_files", "end_helpers", "hidden_main", "start_failure"]
+__all__ = ["SAME_SECURITY", "SCHEDULER_PROCESS", "close_files", "end_helpers", "hidden_main", "start_failure"]
 
 # Seconds for killed processes to be gone.
 _GONE = 2.0
+#: What to do about ranks that do not trust each other.
+SAME_SECURITY = (
+    "The object in security= must be the same on all ranks, so made from files; Security.temporary() is another one on each. "
+    "Leave security= out to have Batchlet make and share one."
+)
 #: Name of the process of the scheduler, where a host starts it.
 SCHEDULER_PROCESS = "Batchlet scheduler"
 
@@ -35,9 +40,7 @@ def start_failure(what: str, error: Exception) -> EndError:
     cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
     if isinstance(error, ssl.SSLError):
         return InputError(
-            f"Dask's {what} did not start, because the ranks refuse each other's certificates ({cause}): the object in "
-            "security= must be the same on all ranks, so made from files; Security.temporary() is another one on each. "
-            "Leave security= out to have Batchlet make and share one."
+            f"Dask's {what} did not start, because the ranks refuse each other's certificates ({cause}). {SAME_SECURITY}"
         )
     return InputError(f"Dask's {what} did not start: {cause}. Check {what}_options= and the configuration of Dask.")
 

@@ -10,7 +10,7 @@ from distributed.security import Security
 from ..security import Credentials
 from .compat.tls_connections import MemorySecurity
 
-__all__ = ["RunSecurity", "loader", "prepare", "security_for", "set_loaded"]
+__all__ = ["RunSecurity", "is_same", "loader", "prepare", "security_for", "set_loaded"]
 
 _loaded: Security | None = None
 
@@ -61,6 +61,13 @@ def security_for(wanted: object, credentials: Credentials | None) -> Security:
     if isinstance(wanted, Security):
         return wanted
     return Security() if wanted is False or credentials is None else _of(credentials)
+
+
+def is_same(one: Security, other: object) -> bool:
+    """Whether two ranks have the same security object, as far as its fields tell."""
+    return isinstance(other, Security) and all(
+        getattr(one, name, None) == getattr(other, name, None) for name in Security.__slots__
+    )
 
 
 def set_loaded(security: Security | None) -> None:

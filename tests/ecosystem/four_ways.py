@@ -42,7 +42,8 @@ WITH_RUNNER = """if __name__ == "__main__":
 # What workers say themselves, in an order and a number that no two runs have in common.
 CHATTER = re.compile(
     r"""\[\d\d:\d\d:\d\d\]\ Task\ \[xgboost\.dask-\d+\]:\S+?\ got\ rank\ \d+
-    | (\[LightGBM\]|Finding\ random\ open\ ports|(Trying\ to\ bind|Binding)\ port|Connected\ to\ rank|Local\ rank:).*
+    | (\[LightGBM\]|Finding\ random\ open\ ports|(Trying\ to\ bind|Binding)\ port).*
+    | (Connect(ing|ed)\ to\ rank|Local\ rank:|Listening).*
     | task-\d  # of `together`: each process with a client shows what `distributed.print` says
     | \[[#\ ]*\]\ \|\ \d+%\ Completed\ \|\s+\S+s(\x1b\[2K)?  # a bar of Dask's
     """,

@@ -153,3 +153,43 @@ def test_the_line_at_the_end_says_what_would_have_saved_time(place: Place, early
     assert ("2 ranks ran the first" in lines[0] and "`from batchlet.early import" in lines[0]) == bool(said), str(
         result
     )
+
+
+CONFIGURED = """
+import sys
+if sys.argv[1] == "early":
+    from batchlet.early import BatchletRunner
+else:
+    from batchlet import BatchletRunner
+import dask
+from dask.distributed import Client
+
+dask.config.set({"array.chunk-size": "3 MiB"})
+
+
+def seen():
+    import sys
+    import dask
+    # Forked from a process that has imported the agent's modules, or started afresh without them.
+    return dask.config.get("distributed.worker"), dask.config.get("array"), "batchlet.dask_backend.fork_server" in sys.modules
+
+
+for _ in range(2):
+    with BatchletRunner() as runner, Client(runner) as client:
+        print(sorted(map(repr, client.run(seen).values())), flush=True)
+"""
+
+
+def test_workers_are_started_and_configured_alike_whenever_the_agent_has_learned_of_the_script(
+    srun: Run, place: Place
+) -> None:
+    """With the early import, the ordinary one, and in a second block: forked, with the same configuration of Dask."""
+    outputs = []
+    for how in ("early", "ordinary"):
+        result = srun("-N2", "-n5", script=CONFIGURED, argv=[how], timeout=60)
+        assert result.rc == 0, str(result)
+        outputs += result.stdout.splitlines()
+    assert len(outputs) == 4, outputs
+    assert len(set(outputs)) == 1, outputs
+    assert outputs[0].count("True)") == 3, outputs
+    assert outputs[0].count("3 MiB") == 3, outputs
