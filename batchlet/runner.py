@@ -225,14 +225,11 @@ class BatchletRunner:
         return self._view.workers()
 
     @property
-    def requested(self) -> set[Any]:
-        """Names of the workers: all that the launcher has started are asked for."""
+    def observed(self) -> set[Any]:
+        """Names of the workers that are there; all that the launcher has started are asked for (`requested`)."""
         return set(self._view.workers())
 
-    @property
-    def observed(self) -> set[Any]:
-        """Names of the workers that are there."""
-        return set(self._view.workers())
+    requested = observed
 
     def get_client(self) -> Any:
         """Give a client of this cluster: the current one if it is one, else a new one."""
