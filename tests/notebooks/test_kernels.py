@@ -23,7 +23,7 @@ def test_a_notebook_shows_its_cluster_and_its_client_and_computes(cells) -> None
         "runner.close()",
         "runner",
         "runner.close()",
-        "runner.scheduler_address",
+        "runner.security",
     )
     assert start["status"] == "ok", start
     assert start["plain"].startswith("<BatchletRunner "), start
