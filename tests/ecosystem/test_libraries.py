@@ -7,7 +7,7 @@ from four_ways import FourWays
 
 class TestLibraries(FourWays):
     needs = {
-        "arrays": ["xarray", "zarr", "netCDF4"],
+        "arrays": ["xarray", "zarr", "h5netcdf"],
         "learn": ["scikit-learn", "joblib", "tqdm"],
         "clusters": ["dask-ml"],
         "xgb": ["xgboost-cpu|xgboost"],
