@@ -131,6 +131,15 @@ ROOMS = (
             ("client.cluster_view",),
         ),
     ),
+    (
+        "jobs",
+        (
+            ("jobs",),
+            ("jobs.systems.base",),
+            ("jobs.systems.slurm",),
+            ("jobs.systems",),
+        ),
+    ),
     ("", (("runner",), ("early",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)

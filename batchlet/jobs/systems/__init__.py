@@ -1,0 +1,27 @@
+"""The batch systems that are known, each by its name."""
+
+from __future__ import annotations
+
+from ...errors import SettingsError
+from .base import Array, BatchSystem, Seen, Spread
+from .slurm import Slurm
+
+__all__ = ["SYSTEMS", "Array", "BatchSystem", "Seen", "Spread", "batch_system"]
+
+SYSTEMS: tuple[BatchSystem, ...] = (Slurm(),)
+
+
+def batch_system(name: str) -> BatchSystem:
+    """Find a batch system by its name.
+
+    Raises
+    ------
+    SettingsError
+        If there is none of that name.
+    """
+    for system in SYSTEMS:
+        if system.name == name:
+            return system
+    raise SettingsError(
+        f"{name!r} is no batch system that Batchlet knows. Known are: {', '.join(s.name for s in SYSTEMS)}."
+    )

@@ -1,0 +1,191 @@
+"""Slurm: squeue, which knows ended jobs for a while, then sacct where there is accounting; ``sbatch --test-only``; arrays."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from .base import Array, BatchSystem, Seen, Spread, State, in_order
+
+__all__ = ["Slurm"]
+
+# squeue(1), section "JOB STATE CODES"; sacct(1) has the same words.
+_STATES: dict[str, State] = {
+    "PENDING": "pending",
+    "CONFIGURING": "pending",
+    "REQUEUED": "pending",
+    "REQUEUE_FED": "pending",
+    "REQUEUE_HOLD": "pending",
+    "RESV_DEL_HOLD": "pending",
+    "SPECIAL_EXIT": "pending",
+    "POWER_UP_NODE": "pending",
+    "RUNNING": "running",
+    "COMPLETING": "running",
+    "RESIZING": "running",
+    "SIGNALING": "running",
+    "STAGE_OUT": "running",
+    "STOPPED": "running",
+    "SUSPENDED": "running",
+    "COMPLETED": "ended",
+    "BOOT_FAIL": "failed",
+    "CANCELLED": "failed",
+    "DEADLINE": "failed",
+    "FAILED": "failed",
+    "LAUNCH_FAILED": "failed",
+    "NODE_FAIL": "failed",
+    "OUT_OF_MEMORY": "failed",
+    "PREEMPTED": "failed",
+    "RECONFIG_FAIL": "failed",
+    "REVOKED": "failed",
+    "TIMEOUT": "failed",
+}
+_QUEUE = ("JobArrayID", "State", "Reason", "exit_code", "EndTime", "BatchHost")
+_ACCOUNTS = ("JobID", "State", "Reason", "ExitCode", "End", "NodeList")
+# With something behind it a field is as wide as it must be.
+_SEPARATOR = "|"
+# What --test-only says where a node is down or drained, or reserved, too; sbatch takes the job then, and it pends.
+_PERHAPS_LATER = (
+    "Requested node configuration is not available",
+    "Requested partition configuration not available now",
+    "Required node not available",
+    "Requested nodes are busy",
+    "Nodes required for job are DOWN, DRAINED or reserved",
+    "Unable to contact slurm controller",
+    "Socket timed out",
+)
+
+
+class Slurm(BatchSystem):
+    """Slurm, as of 20.11; tried with 22.05."""
+
+    name: ClassVar[str] = "slurm"
+    title: ClassVar[str] = "Slurm"
+    job_class: ClassVar[str] = "dask_jobqueue.slurm.SLURMJob"
+    # MaxArraySize is 1001 by default, and the numbers begin at 0.
+    most_in_array: ClassVar[int] = 1000
+    # For MinJobAge, 300 s by default.
+    settled_by_query: ClassVar[bool] = True
+
+    # sbatch(1), section "OUTPUT ENVIRONMENT VARIABLES". All other SBATCH_* the user has set, as defaults for sbatch.
+    variables: ClassVar[tuple[str, ...]] = ("SLURM_", "SLURMD_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
+    kept: ClassVar[frozenset[str]] = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"))
+    mark: ClassVar[str] = "SLURM_JOB_ID"
+    added: ClassVar[Mapping[str, str]] = {"SLURM_TIME_FORMAT": "standard"}
+
+    def misleads(self, name: str) -> bool:
+        """Filters and formats of squeue and sacct."""
+        return name.startswith(("SQUEUE_", "SACCT_"))
+
+    def query(self, job_ids: Sequence[str]) -> list[str]:
+        """See the base class."""
+        fields = ",".join(f"{field}:{_SEPARATOR}" for field in _QUEUE)
+        return ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}", f"--jobs={_listed(job_ids)}"]
+
+    def parse(self, text: str) -> dict[str, Seen]:
+        """See the base class."""
+        return {
+            job_id: _seen(word, reason, _wait_status(code), end, node)
+            for job_id, word, reason, code, end, node in _rows(text, len(_QUEUE))
+        }
+
+    def none_left(self, code: int, errors: str) -> bool:
+        """Squeue fails where it knows none of several jobs, or not the only one."""
+        return code != 0 and "Invalid job id specified" in errors
+
+    def finished(self, job_ids: Sequence[str]) -> list[str]:
+        """See the base class; fails where there is no accounting."""
+        return [
+            "sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--format={','.join(_ACCOUNTS)}",
+            f"--jobs={_listed(job_ids)}",
+        ]  # fmt: skip
+
+    def parse_finished(self, text: str) -> dict[str, Seen]:
+        """See the base class."""
+        return {
+            job_id: _seen(word, reason, _exit_and_signal(code), end, node)
+            for job_id, word, reason, code, end, node in _rows(text, len(_ACCOUNTS))
+        }
+
+    def check(self, script: str) -> list[str]:
+        """See the base class."""
+        return ["sbatch", "--test-only", script]
+
+    def refused(self, code: int, output: str) -> bool:
+        """What may be otherwise in an hour, with other nodes up or idle, sbatch itself may well take."""
+        return code != 0 and not any(words in output for words in _PERHAPS_LATER)
+
+    def cancel(self, job_ids: Sequence[str]) -> list[str]:
+        """See the base class; ids that Slurm does not know any more do no harm."""
+        return ["scancel", "--quiet", *in_order(job_ids)]
+
+    def array(self, count: int) -> Array:
+        """See the base class."""
+        return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))
+
+    def spread(self, nodes: int, cores: int) -> Spread:
+        """See the base class."""
+        return Spread(
+            directives=(f"-N {nodes}", "--ntasks-per-node=1"),
+            skip=("#SBATCH -n 1",),
+            # What the job has of a node is all for the one process there, which divides it itself.
+            command=(
+                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cores}",
+                "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
+            ),
+        )  # fmt: skip
+
+
+def _listed(job_ids: Sequence[str]) -> str:
+    return ",".join(in_order(job_ids))
+
+
+def _rows(text: str, columns: int) -> list[list[str]]:
+    """Give the lines that have so many fields; what follows the last separator is not looked at."""
+    rows = [[field.strip() for field in line.split(_SEPARATOR)] for line in text.splitlines()]
+    return [row[:columns] for row in rows if len(row) >= columns and re.match(r"\d", row[0])]
+
+
+def _seen(word: str, reason: str, code: int | None, end: str, node: str) -> Seen:
+    # sacct says who: "CANCELLED by 1000"; some versions append a "+" to a word that is cut off.
+    state = _STATES.get(word.partition(" ")[0].rstrip("+"), "unknown")
+    over = state in ("ended", "failed")
+    return Seen(
+        state=state,
+        word=word,
+        reason="" if reason in ("None", "N/A", "(null)") else reason,
+        exit_code=code if over else None,
+        node="" if node in ("n/a", "N/A", "(null)", "None assigned") else node,
+        # Of a job that pends it is a guess, years ahead at times.
+        end=None if state == "pending" else _moment(end),
+    )
+
+
+def _wait_status(text: str) -> int | None:
+    """Read what squeue prints: the status of wait(2), as a number."""
+    if not text.isdecimal():
+        return None
+    status = int(text)
+    return _code(status >> 8, status & 127)
+
+
+def _exit_and_signal(text: str) -> int | None:
+    """Read what sacct prints: ``3:0`` or ``0:9``."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        return None
+    return _code(int(match[1]), int(match[2]))
+
+
+def _code(code: int, number: int) -> int | None:
+    # Slurm has "signal 125" for a job that was out of memory.
+    return code if not number else -number if number <= 64 else None
+
+
+def _moment(text: str) -> float | None:
+    """Read a local time, as SLURM_TIME_FORMAT=standard has it."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
