@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLUX = ROOT / "tests" / "unit" / "data" / "flux_environment" / "batchlet_flux.py"
 ROOMS = {
     "": "the ways in, and what all rooms share",
+    "jobs": "clusters that grow: jobs that are submitted to a batch system",
     "client": "the client: entering and leaving a run",
     "node": "what happens on a node",
     "control": "who is alive, who has failed, when it ends",
