@@ -32,9 +32,14 @@ ip link add name probe2 type bridge
 
 
 class Cables(Protocol):
-    """What is to be connected; a `SlurmCluster`."""
+    """What is to be connected; a `SlurmCluster`, or another test cluster.
+
+    ``subnet`` is the first three numbers of all addresses; ``link`` is the host's end of its cable, empty for a host that is
+    not connected.
+    """
 
     instance: int
+    subnet: str
     link: str
     login_address: str
     node_addresses: dict[str, str]
@@ -51,16 +56,18 @@ def anchor(environ: dict[str, str], namespaces: Sequence[str], script: str, *arg
 
 def connect(cables: Cables, switch: int, anchors: Mapping[str, int]) -> None:
     """Lay the cables: the host and each node to the bridge in the switch."""
-    taken = run("ip", "-4", "route", "show", "root", f"198.18.{cables.instance}.0/24").stdout
-    if taken:
-        raise ClusterError(f"the subnet of instance {cables.instance} is in use: {taken.strip()}")
-    ip(
-        None,
-        f"link add name {cables.link} type veth peer name login netns {switch}",
-        f"address add {cables.login_address}/24 dev {cables.link}",
-        f"link set {cables.link} up",
-    )
-    ports = ["link add name bridge type bridge", "link set bridge up", "link set login master bridge up"]
+    ports = ["link add name bridge type bridge", "link set bridge up"]
+    if cables.link:
+        taken = run("ip", "-4", "route", "show", "root", f"{cables.subnet}.0/24").stdout
+        if taken:
+            raise ClusterError(f"the subnet of instance {cables.instance} is in use: {taken.strip()}")
+        ip(
+            None,
+            f"link add name {cables.link} type veth peer name login netns {switch}",
+            f"address add {cables.login_address}/24 dev {cables.link}",
+            f"link set {cables.link} up",
+        )
+        ports.append("link set login master bridge up")
     for name, pid in anchors.items():
         ports += [
             f"link add name {name} type veth peer name eth0 netns {pid}",

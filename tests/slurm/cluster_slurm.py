@@ -129,8 +129,9 @@ class SlurmCluster:
         self.node_names = tuple(f"{self.node_prefix}{i}" for i in range(1, nodes + 1))
         self.login_name = socket.gethostname().partition(".")[0]
         # 198.18.0.0/15 is set aside for tests of networks (RFC 2544): in use nowhere else.
-        self.login_address = f"198.18.{instance}.254"
-        self.node_addresses = {name: f"198.18.{instance}.{i}" for i, name in enumerate(self.node_names, 1)}
+        self.subnet = f"198.18.{instance}"
+        self.login_address = f"{self.subnet}.254"
+        self.node_addresses = {name: f"{self.subnet}.{i}" for i, name in enumerate(self.node_names, 1)}
         self.link = f"slurm{instance}"
         # The controller listens on all of the host's addresses, so its port must be free of other instances and of a
         # Slurm that the host may have. (NoCtldInAddrAny would bind it to what the host's own name resolves to.)
