@@ -136,7 +136,16 @@ ROOMS = (
         (
             ("jobs",),
             ("jobs.systems.base",),
-            ("jobs.systems.slurm",),
+            (
+                "jobs.systems.htcondor",
+                "jobs.systems.local",
+                "jobs.systems.lsf",
+                "jobs.systems.oar",
+                "jobs.systems.pbs",
+                "jobs.systems.sge",
+                "jobs.systems.slurm",
+            ),
+            ("jobs.systems.moab",),
             ("jobs.systems",),
         ),
     ),

@@ -139,3 +139,126 @@ class TestSlurm:
         seen = self.system.parse("15|CANCELLED|Resources|0|2026-11-25T22:53:51|n/a|\n")
         assert self.system.find(seen, "15_2").word == "CANCELLED"
         assert self.system.find(seen, "16_2") is None
+
+
+class TestGridEngine:
+    system = batch_system("sge")
+
+    def test_qstat_tells_each_job_of_an_array_and_why_it_pends(self):
+        seen = self.system.parse(recorded("sge_qstat.txt"))
+        assert (seen["21"].state, seen["21"].node) == ("running", "g0n1")
+        assert seen["21"].end is not None
+        assert (seen["22.1"].state, seen["22.2"].state, seen["23.8"].state) == ("running", "pending", "running")
+        assert seen["22.2"].reason == "All queues dropped because of overload or full"
+        assert (seen["15"].state, seen["17"].reason) == ("pending", "Job is in hold state")
+        assert (seen["17"].state, seen["17"].word) == ("pending", "hqw")
+
+    def test_a_job_that_could_not_start_is_stuck_and_says_why(self):
+        seen = self.system.parse(recorded("sge_qstat.txt"))
+        reason = 'can\'t open output file "/nonexistent/dir/": No such file or directory'
+        assert seen["18"] == Seen("failed", "Eqw", reason, stuck=True)
+        assert (seen["23.1"].stuck, seen["23.15"].state) == (True, "pending")
+
+    def test_qacct_tells_what_became_of_jobs(self):
+        seen = self.system.parse_finished(recorded("sge_qacct.txt"))
+        assert (seen["1"].state, seen["1"].exit_code, seen["1"].node) == ("failed", 3, "g0n2")
+        assert (seen["3.2"].state, seen["3.2"].exit_code) == ("ended", 0)
+        assert (seen["5"].exit_code, seen["5"].reason) == (-9, "qmaster enforced h_rt, h_cpu, or h_vmem limit")
+        assert (seen["16.2"].exit_code, seen["16.2"].reason) == (-9, "assumedly after job")
+
+    def test_another_gridengine_has_another_column(self):
+        text = "    7 0.55500 dask-worke me           r     11/25/2026 23:01:48.123 long@n1.site   jclass   4 2\n"
+        assert self.system.parse(text)["7.2"].node == "n1.site"
+
+    def test_a_letter_that_a_later_gridengine_has_is_unknown(self):
+        text = "     14 0.25510 sleep      root         X     11/25/2026 23:01:48 all.q@g0n1                       2        \n"
+        assert self.system.parse(text)["14"].state == "unknown"
+
+    def test_cores_and_memory_are_asked_for(self):
+        asked = self.system.directives
+        gib = 2**30
+        assert asked(4, 8 * gib) == ("-pe smp 4",)
+        assert asked(4, 8 * gib, pe="mpi", h_vmem=True) == ("-pe mpi 4", "-l h_vmem=2048M")
+        assert asked(4, 8 * gib, pe="", mem_free="8G") == ("-l mem_free=8G",)
+        assert asked(4, 8 * gib, own=["-pe threads 4", "-l h_vmem=1G"], h_vmem=True) == ()
+
+    def test_variables_of_the_surrounding_job_stay_there(self):
+        inside = {"SGE_TASK_ID": "undefined", "NSLOTS": "2", "QUEUE": "all.q", "PE": "smp", "JOB_ID": "1"}
+        kept = {"SGE_ROOT": "/x", "SGE_CELL": "default", "SGE_QMASTER_PORT": "6444", "PERL5LIB": "/y", "SGE_ARCH": "lx"}
+        assert set(self.system.private({**inside, **kept})) == set(inside)
+        assert self.system.private({"NSLOTS": "2", **kept}) == ()
+
+    def test_an_array_is_one_submission_with_an_id_for_each_job(self):
+        assert self.system.array(3).directives == ("-t 1-3",)
+        assert self.system.array_ids("42", 3) == ["42.1", "42.2", "42.3"]
+
+
+class TestPbs:
+    system = batch_system("pbs")
+
+    def test_qstat_tells_what_jobs_do(self):
+        seen = self.system.parse(recorded("pbs_qstat.txt"))
+        assert states(seen) == {"101": "pending", "102": "running", "103[2]": "running", "104": "pending"}
+        assert seen["101"].reason == "Not Running: Insufficient amount of resource: ncpus (R: 4 A: 0 T: 64)"
+        assert (seen["102"].node, seen["103[2]"].node) == ("node07", "node08")
+        assert seen["102"].end is not None
+
+    def test_the_history_tells_what_became_of_jobs(self):
+        seen = self.system.parse_finished(recorded("pbs_history.txt"))
+        assert states(seen) == {"105": "ended", "106": "failed", "107": "failed", "108": "failed", "109": "failed"}
+        assert (seen["106"].exit_code, seen["107"].exit_code) == (3, -15)
+        assert "exceeded limit" in seen["107"].reason
+        assert (seen["109"].exit_code, seen["109"].reason) == (None, "over its time limit")
+
+    def test_torque_has_ended_jobs_in_its_queue(self):
+        seen = self.system.parse(recorded("torque_qstat.txt"))
+        assert (seen["201"].state, seen["201"].exit_code, seen["201"].node) == ("failed", -15, "node1")
+        assert (seen["202"].state, seen["202"].node) == ("running", "node2")
+
+    def test_qstat_that_misses_ended_jobs_only_has_answered(self):
+        assert self.system.none_left(153, "qstat: Unknown Job Id 99.pbs01\n")
+        assert self.system.none_left(
+            35, "qstat: 105.pbs01 Job has finished, use -x or -H to obtain historical job information\n"
+        )
+        assert not self.system.none_left(255, "Connection refused\nqstat: cannot connect to server pbs01 (errno=111)\n")
+
+
+def test_bjobs_tells_what_jobs_do_and_have_ended_with():
+    seen = batch_system("lsf").parse(recorded("lsf_bjobs.txt"))
+    assert (seen["301"].state, seen["301"].reason) == ("pending", "New job is waiting for scheduling;")
+    assert (seen["302"].state, seen["302"].node, seen["303[2]"].node) == ("running", "hostA", "hostB")
+    assert (seen["304"].state, seen["304"].exit_code, seen["305"].exit_code) == ("ended", 0, 3)
+    assert (seen["306"].exit_code, seen["306"].reason.partition(":")[0]) == (-9, "TERM_MEMLIMIT")
+    assert seen["308"].reason.endswith("pending|it said")
+    assert batch_system("lsf").none_left(255, "Job <99> is not found\n")
+
+
+def test_condor_q_and_condor_history_tell_of_jobs():
+    system = batch_system("htcondor")
+    seen = system.parse(recorded("condor_q.json"))
+    assert states(seen) == {"401.0": "pending", "402.0": "running", "403.1": "failed"}
+    assert (seen["402.0"].node, seen["403.1"].stuck) == ("exec7.site", True)
+    assert "memory limit" in seen["403.1"].reason
+    seen = system.parse_finished(recorded("condor_history.json"))
+    assert states(seen) == {"404.0": "ended", "405.0": "failed", "406.0": "failed"}
+    assert (seen["405.0"].exit_code, seen["406.0"].reason) == (-9, "via condor_rm (by user me)")
+
+
+def test_oarstat_tells_of_jobs():
+    seen = batch_system("oar").parse(recorded("oarstat.json"))
+    assert states(seen) == {"501": "pending", "502": "running", "503": "failed", "504": "failed", "505": "ended"}
+    assert (seen["502"].node, seen["502"].end, seen["503"].exit_code) == ("node-3.site", 1795603600.0, 3)
+    assert "enough resources" in seen["504"].reason
+
+
+def test_showq_tells_of_jobs():
+    seen = batch_system("moab").parse(recorded("moab_showq.txt"))
+    assert states(seen) == {
+        "601": "running", "602[3]": "running", "603": "pending", "604": "pending", "605": "ended", "606": "failed",
+        "607": "failed",
+    }  # fmt: skip
+    assert (seen["604"].reason, seen["606"].exit_code, seen["607"].reason) == ("BatchHold", 3, "CNCLD(0)")
+
+
+def test_ps_tells_of_processes_that_run():
+    assert states(batch_system("local").parse("  12 Sl\n  13 Z\n")) == {"12": "running"}

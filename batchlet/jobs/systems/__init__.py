@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from ...errors import SettingsError
 from .base import Array, BatchSystem, Seen, Spread
+from .htcondor import HTCondor
+from .local import LocalProcesses
+from .lsf import Lsf
+from .moab import Moab
+from .oar import Oar
+from .pbs import Pbs
+from .sge import GridEngine
 from .slurm import Slurm
 
 __all__ = ["SYSTEMS", "Array", "BatchSystem", "Seen", "Spread", "batch_system"]
 
-SYSTEMS: tuple[BatchSystem, ...] = (Slurm(),)
+SYSTEMS: tuple[BatchSystem, ...] = (
+    Slurm(), GridEngine(), Pbs(), Lsf(), HTCondor(), Oar(), Moab(), LocalProcesses(),
+)  # fmt: skip
 
 
 def batch_system(name: str) -> BatchSystem:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ...environments.base import Environment
 
-__all__ = ["GPU_VARIABLES", "Array", "BatchSystem", "Seen", "Spread", "State", "in_order"]
+__all__ = [
+    "Array", "BatchSystem", "Seen", "Spread", "State", "in_order", "listed", "moment", "number", "seconds", "signalled",
+]  # fmt: skip
 
 State = Literal["pending", "running", "ended", "failed", "unknown"]
 
@@ -20,7 +24,8 @@ _LAUNCHED = (
     "PMI_",
     "PMIX_",
     "PRTE_",
-    "MPI_LOCAL",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
     "HYDI_",
     "HYDRA_",
     "MV2_",
@@ -29,7 +34,7 @@ _LAUNCHED = (
 )
 
 # Which GPUs a process may use: another job has others.
-GPU_VARIABLES = Environment.gpu_variables
+_GPU_VARIABLES = Environment.gpu_variables
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Seen:
         The (first) node of the job; may be empty.
     end : float, optional
         When it has ended or will be ended by the system, in seconds since 1970; `None` where the system does not say.
+    stuck : bool
+        Whether it will never start and yet stays in the queue until it is cancelled.
     """
 
     state: State
@@ -58,6 +65,7 @@ class Seen:
     exit_code: int | None = None
     node: str = ""
     end: float | None = None
+    stuck: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -170,16 +178,16 @@ class BatchSystem(ABC):
     def private(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         """Name the variables that belong to the job or process in which the client runs, and to no job of its own."""
         within = self.within(environ)
-        prefixes = _LAUNCHED + (self.variables if within else ())
-        gpus = GPU_VARIABLES if within else ()
+        names = _LAUNCHED + (self.variables + _GPU_VARIABLES if within else ())
+        prefixes = tuple(name for name in names if name.endswith("_"))
         return tuple(
             name
             for name in environ
-            if (name.startswith(prefixes) or name in gpus or self.misleads(name)) and name not in self.kept
+            if (name.startswith(prefixes) or name in names or self.misleads(name)) and name not in self.kept
         )
 
-    # Prefixes of the variables that the system sets in its jobs, those of them that say where the system is found, and the one
-    # that is set in every job.
+    # The variables that the system sets in its jobs (what ends in "_" is the beginning of names), those of them that say where
+    # the system is found, and the one that is set in every job.
     variables: ClassVar[tuple[str, ...]] = ()
     kept: ClassVar[frozenset[str]] = frozenset()
     mark: ClassVar[str] = ""
@@ -240,6 +248,44 @@ class BatchSystem(ABC):
             Those of the attribute `options` that the user has given.
         """
         return ()
+
+
+def listed(text: str) -> list[dict[str, Any]]:
+    """Read a list of objects in JSON; empty where the text is none, or one that was cut off."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def number(value: object) -> int | None:
+    """Give a whole number, however it is written; `None` for anything else."""
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
+
+
+def signalled(code: int | None) -> int | None:
+    """Give an exit code as Python has it, where the system has it as a shell: 128 and the signal's number."""
+    return 128 - code if code is not None and 128 < code <= 128 + 64 else code
+
+
+def seconds(text: str) -> int | None:
+    """Read a duration: ``90``, ``1:30``, ``1:01:30`` or ``2:01:01:30``."""
+    parts = text.strip().split(":")
+    if not 1 <= len(parts) <= 4 or not all(part.isdecimal() for part in parts):
+        return None
+    return sum(int(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False))
+
+
+def moment(text: str, form: str) -> float | None:
+    """Read a local time of this form (as of `time.strptime`), in seconds since 1970; `None` where it has another one."""
+    try:
+        return time.mktime(time.strptime(text.strip(), form))
+    except (ValueError, OverflowError):
+        return None
 
 
 def in_order(job_ids: Iterable[str]) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from .base import Array, BatchSystem, Seen, Spread, State, in_order
+from .base import Array, BatchSystem, Seen, Spread, State, in_order, moment
 
 __all__ = ["Slurm"]
 
@@ -69,7 +68,10 @@ class Slurm(BatchSystem):
     settled_by_query: ClassVar[bool] = True
 
     # sbatch(1), section "OUTPUT ENVIRONMENT VARIABLES". All other SBATCH_* the user has set, as defaults for sbatch.
-    variables: ClassVar[tuple[str, ...]] = ("SLURM_", "SLURMD_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
+    variables: ClassVar[tuple[str, ...]] = (
+        "SLURM_", "SLURMD_", "SBATCH_CPU_BIND", "SBATCH_CPU_BIND_", "SBATCH_MEM_BIND", "SBATCH_MEM_BIND_",
+    )  # fmt: skip
+
     kept: ClassVar[frozenset[str]] = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"))
     mark: ClassVar[str] = "SLURM_JOB_ID"
     added: ClassVar[Mapping[str, str]] = {"SLURM_TIME_FORMAT": "standard"}
@@ -158,7 +160,7 @@ def _seen(word: str, reason: str, code: int | None, end: str, node: str) -> Seen
         exit_code=code if over else None,
         node="" if node in ("n/a", "N/A", "(null)", "None assigned") else node,
         # Of a job that pends it is a guess, years ahead at times.
-        end=None if state == "pending" else _moment(end),
+        end=None if state == "pending" else moment(end, "%Y-%m-%dT%H:%M:%S"),
     )
 
 
@@ -181,11 +183,3 @@ def _exit_and_signal(text: str) -> int | None:
 def _code(code: int, number: int) -> int | None:
     # Slurm has "signal 125" for a job that was out of memory.
     return code if not number else -number if number <= 64 else None
-
-
-def _moment(text: str) -> float | None:
-    """Read a local time, as SLURM_TIME_FORMAT=standard has it."""
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None
