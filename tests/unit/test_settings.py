@@ -140,7 +140,7 @@ def test_a_headroom_variable_that_is_no_fraction_is_refused_in_one_line(text):
         ("worker_per_node", "workers_per_node"),
         ("workers_pernode", "workers_per_node"),
         ("nthreads_per_worker", "threads_per_worker"),
-        ("memory", "memory_per_worker"),
+        ("memory_worker", "memory_per_worker"),
         ("memory_headroom", "memory_headroom_frac"),
         ("start_time_out", "start_timeout"),
         ("scheduler_option", "scheduler_options"),
