@@ -7,6 +7,7 @@ from .runner import BatchletRunner
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .errors import BatchletError, ClusterLostError, InputError, StartTimeoutError
+    from .factory import cluster
     from .jobs.cluster import BatchletCluster
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "InputError",
     "StartTimeoutError",
     "__version__",
+    "cluster",
 ]
 
 
@@ -27,6 +29,10 @@ def __getattr__(name: str) -> object:
         from .jobs.cluster import BatchletCluster
 
         return BatchletCluster
+    if name == "cluster":
+        from .factory import cluster
+
+        return cluster
     if name in __all__:
         from . import errors
 

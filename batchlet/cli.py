@@ -13,10 +13,12 @@ from typing import Any
 
 from . import report
 from .client.default_client import default_client
+from .client.refusal import refuse_alone
 from .client.session import Session
 from .command_line import parse
 from .environments import ProcessInfo, first_process, select
 from .errors import EndError, UsageError
+from .factory import cluster, submits
 from .launchers.base import Launcher
 from .plan import CLIENT, SCHEDULER, WORKER, make_plan, role_of
 from .program import Program, show_exception
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(program: Program, keywords: Mapping[str, Any]) -> int:
     try:
         program.prepare()
+        if submits(keywords):
+            return _run_on_jobs(program, keywords)
         runner = BatchletRunner(**keywords)
         try:
             program.check()
@@ -63,6 +67,17 @@ def _run(program: Program, keywords: Mapping[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001
         show_exception(error)
         return 1
+    return 0
+
+
+def _run_on_jobs(program: Program, keywords: Mapping[str, Any]) -> int:
+    """Run a program on a cluster of jobs that are submitted, in this process."""
+    try:
+        program.check()
+    except UsageError as error:
+        refuse_alone(error)
+    with cluster(**keywords) as runner, default_client(runner):
+        program.run()
     return 0
 
 

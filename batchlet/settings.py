@@ -169,7 +169,7 @@ class Settings:
         size_of_memory, None, "memory for each CPU of a submitted job, instead of memory"
     )
     walltime: str | None = _option(filled_text, None, "time limit of a submitted job, as the batch system writes it")
-    max_restarts: int = _option(count_or_none, 3, "how many lost jobs are submitted anew")
+    max_restarts: int = _option(count_or_none, 3, "how many lost jobs are submitted anew before one has come up")
     setup_script_commands: tuple[str, ...] = _option(
         lines, (), "commands of a job's script before Batchlet starts, as a JSON list"
     )

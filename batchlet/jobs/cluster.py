@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import math
 import os
@@ -17,13 +15,13 @@ from typing import Any
 from dask.utils import parse_bytes
 from distributed import Scheduler
 from distributed.core import Status
+from distributed.deploy import Cluster
 from distributed.utils import NoOpAwaitable
 
 from .. import report
 from ..client.announce import dashboard_at
 from ..client.refusal import refuse_alone as refuse
 from ..dask_backend import dashboard, tls
-from ..dask_backend.compat.dask_internals import lose_worker
 from ..dask_backend.logs import configure_logging, hush
 from ..dask_backend.scheduler import dashboard_place
 from ..dask_backend.scheduler import options as scheduler_options
@@ -33,18 +31,17 @@ from ..network import reachable_host
 from ..security import dashboard_token
 from ..settings import describe_bytes
 from . import job as jobs_of_dask
+from .adaptive import JobAdaptive
 from .keeper import JobKeeper
-from .options import resolve
+from .kept_cluster import KeptCluster
+from .options import JobOptions, resolve
 from .record import JobRecord
 from .table import table
 
 __all__ = ["BatchletCluster"]
 
-jobs_of_dask.load()
-from dask_jobqueue import JobQueueCluster  # noqa: E402
 
-
-class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
+class BatchletCluster(KeptCluster):
     """A Dask cluster that grows and shrinks by jobs of a batch system; the scheduler is in this process.
 
     Parameters
@@ -129,9 +126,6 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
             self.close()
             refuse(self._problem)
 
-    def _get_worker_security(self, security: Any) -> None:
-        """Give jobs no credentials: dask-jobqueue would write them into files, and those into the command line."""
-
     def _make_scheduler(self, **keywords: Any) -> Any:
         scheduler = Scheduler(**keywords)
         if self._token is not None:
@@ -152,7 +146,7 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
             # A SystemExit, as our errors are, must not leave a task: it would end the event loop.
             self._problem = error
             return
-        self._announce()
+        _announce(self._job, self.dashboard_link, secure=self._token is not None)
         self._scale_to(self._first)
 
     def __await__(self) -> Generator[Any, Any, BatchletCluster]:
@@ -199,14 +193,10 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
         SubmitError
             If the batch system would never start such a job; in synchronous mode only.
         """
-        size = self._job.size
-        wanted = max(
-            jobs,
-            math.ceil((n or 0) / size.workers),
-            math.ceil(parse_bytes(memory or 0) / (size.memory * size.nodes)),
-            math.ceil((cores or 0) / (size.cores * size.nodes)),
-        )
+        wanted = math.ceil(max(jobs, *self._job.size.jobs(n or 0, cores or 0, parse_bytes(memory or 0))))
         self.keeper.book.fresh()
+        if self._adaptive is not None:
+            self._adaptive.stop()
         if wanted and not self.keeper.checked and not self.called_from_running_loop:
             problem = self.sync(self._find_problem)
             if problem is not None:
@@ -221,71 +211,46 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
             return error
         return None
 
-    def _scale_to(self, jobs: int) -> None:
-        """Have so many jobs; those that are the least use go first."""
-        surplus = len(self.worker_spec) - jobs
-        if surplus > 0:
-            for name in self.keeper.book.by_use(self.worker_spec)[:surplus]:
-                del self.worker_spec[name]
-        if self.status not in (Status.closing, Status.closed):
-            while len(self.worker_spec) < jobs:
-                self.worker_spec.update(self.new_worker_spec())
-        self.loop.add_callback(self._correct_state)
+    def adapt(
+        self,
+        *,
+        minimum_jobs: int = 0,
+        maximum_jobs: float = math.inf,
+        minimum: int = 0,
+        maximum: float = math.inf,
+        minimum_cores: int = 0,
+        maximum_cores: float = math.inf,
+        minimum_memory: str | int = 0,
+        maximum_memory: str | int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Have as many jobs as there is work for, in whole jobs.
 
-    def new_worker_spec(self) -> dict[str, Any]:
-        """Give a job that is still to be submitted a name; no name comes back."""
-        return {f"{self._name}-{next(self._numbers)}": self.new_spec}
+        Parameters
+        ----------
+        minimum_jobs, maximum_jobs : int
+            How many jobs at least and at most.
+        minimum, maximum : int
+            The same in workers.
+        minimum_cores, maximum_cores : int
+            The same in CPUs.
+        minimum_memory, maximum_memory : int or str
+            The same in memory.
+        **options
+            Of Dask's `distributed.deploy.Adaptive`: ``interval``, ``wait_count``, ``target_duration``.
 
-    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
-        waiting = asyncio.ensure_future(super()._wait_for_workers(n_workers, timeout=timeout))
-        while not waiting.done():
-            gave_up = self.keeper.book.gave_up
-            if gave_up is not None and len(self.keeper.book.active) * self._job.size.workers < n_workers:
-                waiting.cancel()
-                raise RuntimeError(f"{n_workers} workers will not come: {gave_up}.")
-            await asyncio.wait([waiting], timeout=0.2)
-        await waiting
-
-    # For the keeper
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the whole cluster is being closed."""
-        return bool(self.status in (Status.closing, Status.closed))
-
-    @property
-    def scheduler_contact(self) -> str:
-        """Address of the scheduler for workers."""
-        return str(self.scheduler.address)
-
-    async def retire(self, job: str, timeout: float) -> None:
-        """Have what the workers of a job have computed brought to others, for as long as that may take."""
-        names = [state.name for state in self.scheduler.workers.values() if self._job_of(state.name) == job]
-        if names:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
-
-    def lose(self, names: list[str]) -> None:
-        """Forget workers whose agent is gone: Dask itself would find out later."""
-        for address in [state.address for state in self.scheduler.workers.values() if state.name in names]:
-            lose_worker(self.scheduler, address)
-
-    def drop_job(self, name: str) -> None:
-        """Forget a job that is lost."""
-        self.worker_spec.pop(name, None)
-        job = self.workers.pop(name, None)
-        if job is not None:
-            job.status = Status.closed
-
-    def replace_job(self) -> None:
-        """Ask for a job in the place of one that is lost, unless adaptive scaling does so where need be."""
-        adaptive = self._adaptive
-        if not self.is_ending and (adaptive is None or adaptive.periodic_callback is None):
-            self._scale_to(len(self.worker_spec) + 1)
-
-    @staticmethod
-    def _job_of(worker: object) -> str:
-        return str(worker).rpartition("-")[0]
+        Returns
+        -------
+        JobAdaptive
+            What does it; its ``log`` tells what it has decided.
+        """
+        size = self._job.size
+        least = math.ceil(max(minimum_jobs, *size.jobs(minimum, minimum_cores, parse_bytes(minimum_memory))))
+        memory = math.inf if maximum_memory is None else parse_bytes(maximum_memory)
+        most = min(maximum_jobs, *size.jobs(maximum, maximum_cores, memory))
+        self.keeper.book.fresh()
+        most = most if math.isinf(most) else max(least, math.floor(most))
+        return Cluster.adapt(self, Adaptive=JobAdaptive, minimum=least, maximum=most, **options)
 
     # What people see
 
@@ -295,20 +260,20 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
         place = dashboard_place(self.scheduler) if self.scheduler is not None else None
         return dashboard_at(place, self._token) if place is not None else ""
 
-    def _announce(self) -> None:
-        size, settings = self._job.size, self._job.settings
-        hidden = report.others_may_read(shared=detected(os.environ).output_is_shared(os.environ))
-        place = "cluster.dashboard_link has the dashboard's address" if hidden else f"dashboard {self.dashboard_link}"
-        report.note(
-            f"{settings.submit}: each job {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
-            f"{report.count(size.workers_per_node, 'worker')} x {report.count(size.threads[0], 'thread')} x "
-            f"{describe_bytes(size.limit)}"
-            + ("" if self._token is not None else ", security off")
-            + (f", {place}" if self.dashboard_link else "")
-        )
-
     def _repr_html_(self, cluster_status: Any = None) -> str:
         return str(super()._repr_html_(cluster_status)) + table(self.jobs)
+
+
+def _announce(job: JobOptions, link: str, *, secure: bool) -> None:
+    """Say what each job will bring."""
+    size = job.size
+    hidden = secure and report.others_may_read(shared=detected(os.environ).output_is_shared(os.environ))
+    place = "cluster.dashboard_link has the dashboard's address" if hidden else f"dashboard {link}"
+    report.note(
+        f"{job.system.name}: each job {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
+        f"{report.count(size.workers_per_node, 'worker')} x {report.count(size.threads[0], 'thread')} x "
+        f"{describe_bytes(size.limit)}" + ("" if secure else ", security off") + (f", {place}" if link else "")
+    )
 
 
 def _words_of_dask(error: ValueError) -> str:

@@ -104,7 +104,7 @@ class JobBook:
     Parameters
     ----------
     max_restarts : int
-        How many lost jobs are replaced.
+        How many lost jobs are replaced before one has come up.
     start_timeout : float
         Seconds after which a job that still pends is worth a line.
     patience : float
@@ -214,6 +214,7 @@ class JobBook:
             if len(record.hosts) == record.nodes and all(record.hosts.values()):
                 record.state = JOINED
                 self._failures.clear()
+                self._restarts = 0
 
     def went(self, name: str, host: str, now: float, reason: str = "") -> Iterator[Action]:
         """Note that an agent of a job has gone, or is about to."""

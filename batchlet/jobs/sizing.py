@@ -50,6 +50,10 @@ class JobSize:
         """Workers of the job."""
         return self.nodes * len(self.threads)
 
+    def jobs(self, workers: float = 0, cores: float = 0, memory: float = 0) -> tuple[float, float, float]:
+        """Say in jobs what is said in workers, in CPUs or in bytes; not in whole ones."""
+        return workers / self.workers, cores / (self.nodes * self.cores), memory / (self.nodes * self.memory)
+
     def names(self, job: str, node: int) -> list[str]:
         """Name the workers of one node of a job."""
         first = node * self.workers_per_node

@@ -102,3 +102,45 @@ def test_a_job_of_two_nodes_brings_workers_on_both_and_awaits_like_any_other_clu
     assert result.rc == 0, result
     assert json.loads(json_line(result.stdout)) == [2, ["-0-0", "-0-1", "-0-2", "-0-3"], ["joined", "joined"]]
     assert len(result.errors) == 1, result
+
+
+UNMODIFIED = """
+import os, sys
+from dask import delayed
+from dask.distributed import get_client
+
+@delayed
+def where():
+    return os.uname().nodename
+
+if __name__ == "__main__":
+    node = where().compute()
+    print("RESULT", node != os.uname().nodename, len(get_client().scheduler_info(n_workers=-1)["workers"]))
+    sys.exit(5)
+"""
+FACTORY = """
+import batchlet
+from dask.distributed import Client
+
+if __name__ == "__main__":
+    with batchlet.cluster(cores=2, memory="600MiB", jobs=1) as cluster, Client(cluster) as client:
+        print("RESULT", type(cluster).__name__, client.submit(lambda: 7).result())
+"""
+
+
+def test_an_unmodified_script_and_the_factory_run_on_jobs_that_the_settings_ask_for(login):
+    interface = json.dumps({"interface": login.environ["LOGIN_INTERFACE"]})
+    flags = [
+        "--submit", "slurm", "--jobs", "1", "--cores", "2", "--memory", "600MiB", "--workers-per-node", "1",
+        "--scheduler-options", interface,
+    ]  # fmt: skip
+    script = login.place.script(UNMODIFIED)
+    result = login.place.run_only("python", "-m", "batchlet", *flags, script)
+    login.assert_nothing_left(result)
+    assert (result.rc, json_line(result.stdout)) == (5, "True 1"), result
+    assert len(result.errors) == 1, result
+    site = {"BATCHLET_DASK_CLUSTER__SUBMIT": "slurm", "BATCHLET_DASK_CLUSTER__SCHEDULER_OPTIONS": interface}
+    for env, kind in ((site, "BatchletCluster"), ({}, "BatchletRunner")):
+        result = login.place.run_only("python", login.place.script(FACTORY), env=env)
+        login.assert_nothing_left(result)
+        assert (result.rc, json_line(result.stdout)) == (0, f"{kind} 7"), result

@@ -155,12 +155,13 @@ ROOMS = (
         (
             ("jobs.custodian", "jobs.hub", "jobs.record"),
             ("jobs.job", "jobs.table", "jobs.watch"),
-            ("jobs.desk", "jobs.options"),
+            ("jobs.adaptive", "jobs.desk", "jobs.options"),
             ("jobs.keeper",),
+            ("jobs.kept_cluster",),
             ("jobs.cluster",),
         ),
     ),
-    ("", (("job", "runner"), ("early",), ("",), ("cli",), ("__main__",))),
+    ("", (("job", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}
@@ -246,7 +247,7 @@ def test_the_reader_of_imports_sees_what_there_is():
 
 
 # What is imported when a cluster of jobs is made, and only then.
-OF_JOBS = {"jobs.cluster", "jobs.desk", "jobs.job", "jobs.keeper", "jobs.options"}
+OF_JOBS = {"jobs.adaptive", "jobs.cluster", "jobs.desk", "jobs.job", "jobs.keeper", "jobs.kept_cluster", "jobs.options"}
 
 
 @pytest.mark.parametrize(
