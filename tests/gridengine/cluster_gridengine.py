@@ -60,6 +60,10 @@ listener_threads    1
 worker_threads      1
 scheduler_threads   1
 """
+# $0 the anchor. The directory has to be entered once more: a new mount namespace begins at the root.
+ENTER = """
+exec nsenter --target="$0" --net --uts --mount sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
+"""
 # What the test cluster has otherwise than Debian's default.
 CONFIGURATION = {
     "execd_spool_dir": "{state}/spool/execd",
@@ -336,8 +340,7 @@ class GridEngine:
         """Give the command line that runs a command on the node with that anchor."""
         if anchor_pid is None:
             raise ClusterError(f"gridengine instance {self.instance} is down")
-        enter = ["nsenter", f"--target={anchor_pid}", "--net", "--uts", "--mount"]
-        return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd()), *command]
+        return ["sh", "-c", ENTER, str(anchor_pid), *command]
 
     def _login_node(self) -> int | None:
         """Give the process that holds the login node's namespaces; `None` where it is gone."""

@@ -150,7 +150,10 @@ class TestGridEngine:
         assert seen["21"].end is not None
         assert (seen["22.1"].state, seen["22.2"].state, seen["23.8"].state) == ("running", "pending", "running")
         assert seen["22.2"].reason == "All queues dropped because of overload or full"
-        assert (seen["15"].state, seen["17"].reason) == ("pending", "Job is in hold state")
+        assert (seen["15"].state, seen["17"].reason) == (
+            "pending",
+            "All queues dropped because of overload or full; Job is in hold state",
+        )
         assert (seen["17"].state, seen["17"].word) == ("pending", "hqw")
 
     def test_a_job_that_could_not_start_is_stuck_and_says_why(self):
