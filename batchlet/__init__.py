@@ -7,13 +7,26 @@ from .runner import BatchletRunner
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .errors import BatchletError, ClusterLostError, InputError, StartTimeoutError
+    from .jobs.cluster import BatchletCluster
 
 __version__ = "0.1.0"
-__all__ = ["BatchletError", "BatchletRunner", "ClusterLostError", "InputError", "StartTimeoutError", "__version__"]
+__all__ = [
+    "BatchletCluster",
+    "BatchletError",
+    "BatchletRunner",
+    "ClusterLostError",
+    "InputError",
+    "StartTimeoutError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Give the exceptions; a rank that only waits for the end needs none of them."""
+    """Give what most processes do without: a rank that only waits for the end needs none of it."""
+    if name == "BatchletCluster":
+        from .jobs.cluster import BatchletCluster
+
+        return BatchletCluster
     if name in __all__:
         from . import errors
 

@@ -54,6 +54,8 @@ SLURM_TASKS_PER_NODE = "SLURM_TASKS_PER_NODE"
 SLURM_TMPDIR = "SLURM_TMPDIR"
 SLURM_TRES_PER_TASK = "SLURM_TRES_PER_TASK"
 SLURMD_NODENAME = "SLURMD_NODENAME"
+MPI_LOCALNRANKS = "MPI_LOCALNRANKS"
+MPI_LOCALRANKID = "MPI_LOCALRANKID"
 
 # What names a task's step and node, unlike those of any other step of the user.
 SLURM_STEP_NAMES = (SLURM_CLUSTER_NAME, SLURM_JOB_ID, SLURM_STEP_ID, SLURM_RESTART_COUNT, SLURMD_NODENAME)
@@ -114,8 +116,8 @@ MPI_LAUNCHERS = (
         "MPICH",
         "PMI_RANK",
         ("PMI_SIZE",),
-        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
-        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+        (MPI_LOCALRANKID, "PMI_LOCAL_RANK"),
+        (MPI_LOCALNRANKS, "PMI_LOCAL_SIZE"),
         "",
         ("PMI_JOBID",),
     ),
@@ -163,7 +165,7 @@ def mpi_launcher(environ: "Mapping[str, str]") -> "str | None":
     for name, rank, sizes, *_ in MPI_LAUNCHERS:
         if rank not in environ:
             continue
-        if name in ("MPICH", "PMIx") and SLURM_STEP_ID in environ and "MPI_LOCALRANKID" not in environ:
+        if name in ("MPICH", "PMIx") and SLURM_STEP_ID in environ and MPI_LOCALRANKID not in environ:
             size = first_set(environ, sizes)
             same_size = not size or environ[size] == environ.get(SLURM_STEP_NUM_TASKS)
             if same_size and environ[rank] == environ.get(SLURM_PROCID):

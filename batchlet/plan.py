@@ -24,7 +24,18 @@ from .errors import PlanError
 from .resources import NodeResources
 from .settings import LEAST_WORKER_MEMORY, Settings, describe_bytes
 
-__all__ = ["CLIENT", "LOCAL", "SCHEDULER", "WORKER", "Plan", "WorkerPlan", "hosts_workers", "make_plan", "role_of"]
+__all__ = [
+    "CLIENT",
+    "LOCAL",
+    "SCHEDULER",
+    "WORKER",
+    "Plan",
+    "WorkerPlan",
+    "hosts_workers",
+    "make_plan",
+    "processes_of",
+    "role_of",
+]
 
 SCHEDULER = "scheduler"
 CLIENT = "client"
@@ -270,13 +281,13 @@ def _count(
         )
     if shape.kind == "local":
         own = min(cpus, resources.cpus_per_rank.value)
-        return _processes(own), f"{_cpus(own)}, as Dask's LocalCluster divides them"
+        return processes_of(own), f"{_cpus(own)}, as Dask's LocalCluster divides them"
     if slots is not None:
         return max(1, slots - shape.heads), f"{slots} tasks on the node, {shape.heads} of them scheduler and client"
     return hosts, "one per worker rank"
 
 
-def _processes(cpus: int) -> int:
+def processes_of(cpus: int) -> int:
     """Divide CPUs into processes and threads as LocalCluster does: the least divisor not below the square root."""
     if cpus <= 4:
         return cpus

@@ -7,21 +7,37 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
-import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from . import entry_points
 from .errors import SettingsError
+from .values import (
+    LEAST_WORKER_MEMORY,
+    TRUTH,
+    choice,
+    class_name,
+    count,
+    count_or_none,
+    describe_bytes,
+    filled_text,
+    flag,
+    headroom,
+    lines,
+    mapping,
+    memory,
+    parse_bytes,
+    quorum,
+    seconds,
+    size_of_memory,
+)
 
 __all__ = [
     "LEAST_WORKER_MEMORY",
     "LOG_LEVELS",
     "MODES",
+    "OF_JOBS",
     "PREFIX",
     "SWITCH_VALUES",
     "Settings",
@@ -34,158 +50,6 @@ PREFIX = "BATCHLET_DASK_CLUSTER__"
 MODES = ("auto", "mpi", "slurm", "allocation", "local")
 RENDEZVOUS = ("auto", "file", "mpi")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-# The same meaning as in Dask: "GB" and "G" are 10**9 bytes, "GiB" is 2**30.
-_UNITS = {"": 1, "b": 1} | {
-    letter + suffix: base ** (power + 1)
-    for power, letter in enumerate("kmgtp")
-    for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024))
-}
-_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-LEAST_WORKER_MEMORY = 1 << 20
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as ``"4GiB"``, ``"500 MB"`` or ``"4294967296"``, in the units of Dask.
-
-    Returns
-    -------
-    int
-        Bytes.
-
-    Raises
-    ------
-    ValueError
-        If the text is no size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(text)
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-def describe_bytes(size: float) -> str:
-    """Write a size for people: three significant digits, binary units (``"1.50 GiB"``)."""
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if size >= 1024**power:
-            number = size / 1024**power
-            return f"{number:.{max(0, 2 - int(math.log10(number)))}f} {unit}"
-    return f"{size:.0f} B"
-
-
-def _count(value: object) -> int:
-    """A whole number of at least 1."""
-    number = _number(value, int)
-    if number < 1:
-        raise ValueError
-    return int(number)
-
-
-def _number(value: object, kind: type[int | float]) -> float:
-    # bool is an int to Python, but `workers_per_node=True` is a mistake.
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError
-    number = kind(value)
-    if number != number or math.isinf(number) or (kind is int and isinstance(value, float) and value != number):
-        raise ValueError
-    return number
-
-
-def _headroom(value: object) -> float:
-    """A fraction of at least 0 and below 1."""
-    number = _number(value, float)
-    if not 0 <= number < 1:
-        raise ValueError
-    return number
-
-
-def _seconds(value: object) -> float:
-    """A time above 0 in seconds, or with a unit: 120, "90s", "2 min"."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", value.lower())
-        if match is None or match[2] not in _SECONDS:
-            raise ValueError
-        value = float(match[1]) * _SECONDS[match[2]]
-    number = _number(value, float)
-    if number <= 0:
-        raise ValueError
-    return number
-
-
-def _memory(value: object) -> int | float | None:
-    """Bytes as `int`, a fraction of the node's usable memory as `float`, "auto" as `None`."""
-    if isinstance(value, str):
-        if value.strip().lower() == "auto":
-            return None
-        value = float(value) if re.fullmatch(r"\s*[01]?\.\d*\s*", value) else parse_bytes(value)
-    if isinstance(value, float):
-        if 0 < value <= 1:
-            return value
-        if value != int(value):
-            raise ValueError
-    size = int(_number(value, int))
-    if size < LEAST_WORKER_MEMORY:
-        raise ValueError
-    return size
-
-
-def _quorum(value: object) -> int | float:
-    """A number of workers of at least 1 as `int`, or a fraction of all of them as `float`."""
-    if isinstance(value, str):
-        value = float(value) if "." in value else int(value)
-    if isinstance(value, float) and 0 < value <= 1:
-        return value
-    return _count(value)
-
-
-_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-
-
-def _flag(value: object) -> bool:
-    """Whether: true or false."""
-    if isinstance(value, str):
-        value = _TRUTH[value.strip().lower()]
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _text(value: object) -> str:
-    """A text that is not empty."""
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError
-    return text
-
-
-def _options(value: object) -> dict[str, Any]:
-    """A dict of keyword arguments, as JSON in a variable or flag: '{"key": 1}'."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError
-    # A copy: what the caller passed is never changed.
-    return dict(value)
-
-
-def _class(value: object) -> str | type:
-    """A class, or its dotted name: "dask_cuda.CUDAWorker"."""
-    if isinstance(value, type):
-        return value
-    text = _text(value)
-    if not all(part.isidentifier() for part in text.split(".")) or "." not in text:
-        raise ValueError
-    return text
-
-
-def _choice(*allowed: str) -> Callable[[object], str]:
-    def choose(value: object) -> str:
-        if value not in allowed:
-            raise ValueError
-        return str(value)
-
-    choose.__doc__ = "One of " + ", ".join(f'"{name}"' for name in allowed) + "."
-    return choose
 
 
 class _UnusableError(ValueError):
@@ -204,20 +68,25 @@ def _mode(value: object) -> str:
 
 def _auto_or_flag(value: object) -> str:
     """One of "auto", True, False."""
-    return "auto" if value == "auto" else str(_flag(value)).lower()
+    return "auto" if value == "auto" else str(flag(value)).lower()
 
 
 def _security(value: object) -> object:
     """One of True, False, a `distributed.Security`."""
-    return value if hasattr(value, "get_connection_args") else _flag(value)
+    return value if hasattr(value, "get_connection_args") else flag(value)
 
 
+#: Options that mean nothing unless jobs are submitted.
+OF_JOBS = (
+    "jobs", "nodes_per_job", "cores", "memory", "memory_per_thread", "walltime", "max_restarts", "setup_script_commands",
+    "job_options",
+)  # fmt: skip
 #: What an option that is on or off may be given as on a command line; given as nothing it is on.
-SWITCH_VALUES = (*_TRUTH, "auto")
+SWITCH_VALUES = (*TRUTH, "auto")
 
 
 def _option(parse: Callable[[object], Any], default: Any, text: str) -> Any:
-    metadata = {"parse": parse, "help": text, "switch": parse in (_flag, _auto_or_flag, _security)}
+    metadata = {"parse": parse, "help": text, "switch": parse in (flag, _auto_or_flag, _security)}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -231,17 +100,17 @@ class Settings:
     """
 
     mode: str = _option(_mode, "auto", "how to start: auto finds out from the environment")
-    workers_per_node: int | None = _option(_count, None, "workers on each node (default: one per worker rank)")
+    workers_per_node: int | None = _option(count, None, "workers on each node (default: one per worker rank)")
     threads_per_worker: int | None = _option(
-        _count, None, "threads of each worker (default: its share of the node's CPUs)"
+        count, None, "threads of each worker (default: its share of the node's CPUs)"
     )
     memory_per_worker: int | float | None = _option(
-        _memory,
+        memory,
         None,
         "memory limit of each worker: auto, bytes, 4GiB, or a fraction of the node's usable memory (0.25)",
     )
     memory_headroom_frac: float = _option(
-        _headroom, 0.0, "part of each node's memory that Batchlet leaves alone, 0 to below 1"
+        headroom, 0.0, "part of each node's memory that Batchlet leaves alone, 0 to below 1"
     )
     colocate: str = _option(
         _auto_or_flag,
@@ -249,43 +118,65 @@ class Settings:
         "whether the ranks of the scheduler and the client also host workers: auto, true or false",
     )
     share_node: bool = _option(
-        _flag,
+        flag,
         True,
         "whether one process of each node hosts the workers of all its ranks; ranks with GPUs or limits of their own never do",
     )
     min_workers: int | float | None = _option(
-        _quorum, None, "go on with this many workers (or this fraction: 0.9) if not all are there at the deadline"
+        quorum, None, "go on with this many workers (or this fraction: 0.9) if not all are there at the deadline"
     )
-    start_timeout: float = _option(_seconds, 120.0, "seconds until all workers must have joined")
+    start_timeout: float = _option(seconds, 120.0, "seconds until all workers must have joined")
     stop_timeout: float = _option(
-        _seconds, 15.0, "seconds that stopping may take before processes are ended the hard way"
+        seconds, 15.0, "seconds that stopping may take before processes are ended the hard way"
     )
     grace: float = _option(
-        _seconds, 20.0, "seconds that the script has to end by itself after SIGTERM or Ctrl-C (Slurm's KillWait is 30)"
+        seconds, 20.0, "seconds that the script has to end by itself after SIGTERM or Ctrl-C (Slurm's KillWait is 30)"
     )
     scheduler_timeout: float = _option(
-        _seconds, 60.0, "seconds that the scheduler's process may be unresponsive before the run ends"
+        seconds, 60.0, "seconds that the scheduler's process may be unresponsive before the run ends"
     )
     rendezvous: str = _option(
-        _choice(*RENDEZVOUS), "auto", "how the ranks find each other: auto, file, or mpi (in memory, through mpi4py)"
+        choice(*RENDEZVOUS), "auto", "how the ranks find each other: auto, file, or mpi (in memory, through mpi4py)"
     )
     rendezvous_dir: str = _option(
-        _text, ".batchlet", "directory on a file system that all nodes share, in which the ranks meet"
+        filled_text, ".batchlet", "directory on a file system that all nodes share, in which the ranks meet"
     )
     security: object = _option(
         _security,
         True,
         "TLS between all processes and a secret dashboard address: true, false, or a distributed.Security",
     )
-    timeline: bool = _option(_flag, False, "whether to print at the end what took how long at the start")
-    interface: str | None = _option(_text, None, "network interface to use, such as ib0 (default: the node's own name)")
-    protocol: str | None = _option(_text, None, "Dask's protocol, such as tcp")
-    local_directory: str | None = _option(
-        _text, None, "node-local scratch for spilled data (default: $SLURM_TMPDIR, $TMPDIR or the temporary directory)"
+    timeline: bool = _option(flag, False, "whether to print at the end what took how long at the start")
+    interface: str | None = _option(
+        filled_text, None, "network interface to use, such as ib0 (default: the node's own name)"
     )
-    scheduler_options: Mapping[str, Any] = _option(_options, {}, "keyword arguments for Dask's Scheduler, as JSON")
-    worker_options: Mapping[str, Any] = _option(_options, {}, "keyword arguments for Dask's Worker, as JSON")
-    worker_class: str | type | None = _option(_class, None, "class to use instead of Dask's Worker, by its dotted name")
+    protocol: str | None = _option(filled_text, None, "Dask's protocol, such as tcp")
+    local_directory: str | None = _option(
+        filled_text,
+        None,
+        "node-local scratch for spilled data (default: $SLURM_TMPDIR, $TMPDIR or the temporary directory)",
+    )
+    scheduler_options: Mapping[str, Any] = _option(mapping, {}, "keyword arguments for Dask's Scheduler, as JSON")
+    worker_options: Mapping[str, Any] = _option(mapping, {}, "keyword arguments for Dask's Worker, as JSON")
+    submit: str | None = _option(
+        filled_text, None, "batch system to submit jobs to, such as slurm: a BatchletCluster is made"
+    )
+    jobs: int = _option(count_or_none, 0, "jobs to submit at the start")
+    nodes_per_job: int = _option(count, 1, "nodes of each submitted job")
+    cores: int | None = _option(count, None, "CPUs of each node of a submitted job")
+    memory: int | None = _option(size_of_memory, None, "memory of each node of a submitted job: bytes, or 8GiB")
+    memory_per_thread: int | None = _option(
+        size_of_memory, None, "memory for each CPU of a submitted job, instead of memory"
+    )
+    walltime: str | None = _option(filled_text, None, "time limit of a submitted job, as the batch system writes it")
+    max_restarts: int = _option(count_or_none, 3, "how many lost jobs are submitted anew")
+    setup_script_commands: tuple[str, ...] = _option(
+        lines, (), "commands of a job's script before Batchlet starts, as a JSON list"
+    )
+    job_options: Mapping[str, Any] = _option(mapping, {}, "keyword arguments for dask-jobqueue's jobs, as JSON")
+    worker_class: str | type | None = _option(
+        class_name, None, "class to use instead of Dask's Worker, by its dotted name"
+    )
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -305,7 +196,8 @@ class Settings:
             If a name is unknown or a value is not one that the option can have.
         """
         options = {option.name: option for option in fields(cls) if option.metadata}
-        _refuse_unknown(keywords, environ, list(options))
+        submits = keywords.get("submit") is not None or PREFIX + "SUBMIT" in environ
+        _refuse_unknown(keywords, environ, list(options), () if submits else OF_JOBS)
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         for name, option in options.items():
@@ -342,13 +234,19 @@ class Settings:
         return settings
 
 
+def _less(known: list[str], without: tuple[str, ...]) -> list[str]:
+    return [name for name in known if name not in without]
+
+
 def _shown(name: str, value: object, source: str) -> str:
     return f"{source if source.startswith(PREFIX) else name}={value!r}"
 
 
-def _refuse_unknown(keywords: Mapping[str, object], environ: Mapping[str, str], known: list[str]) -> None:
+def _refuse_unknown(
+    keywords: Mapping[str, object], environ: Mapping[str, str], known: list[str], without: tuple[str, ...]
+) -> None:
     for given, prefix, names in (
-        (keywords, "", known),
+        ([name for name in keywords if keywords[name] is not None or name not in without], "", _less(known, without)),
         ([name for name in environ if name.startswith(PREFIX)], PREFIX, [name.upper() for name in known]),
     ):
         for name in given:

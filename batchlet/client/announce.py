@@ -15,7 +15,7 @@ from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
 from .backend import Backend, StartInfo
 
-__all__ = ["advice", "announce", "dashboard_link", "dashboard_tunnel"]
+__all__ = ["advice", "announce", "dashboard_at", "dashboard_link", "dashboard_tunnel"]
 
 # Seconds above which what the ranks have done for nothing is worth a word.
 _LOST = 2.0
@@ -58,11 +58,14 @@ def advice(rank: Rank) -> str:
 
 def dashboard_link(start: StartInfo) -> str | None:
     """Address of the dashboard; `None` if there is none."""
-    if start.dashboard is None:
-        return None
-    host, port = start.dashboard
+    return None if start.dashboard is None else dashboard_at(start.dashboard, start.token)
+
+
+def dashboard_at(place: tuple[str, int], token: str | None) -> str:
+    """Address of the dashboard that listens at a place, under the secret part of its path."""
+    host, port = place
     shown = "localhost" if host == LOOPBACK else in_url(host)
-    return f"http://{shown}:{port}{'/' + start.token if start.token else ''}/status"
+    return f"http://{shown}:{port}{'/' + token if token else ''}/status"
 
 
 def _tell_owner(backend: Backend, lines: list[str | None]) -> str:

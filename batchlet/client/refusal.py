@@ -13,7 +13,7 @@ from ..node.rank import Rank
 from .backend import Backend
 from .by_hand import is_interactive
 
-__all__ = ["give_up", "refuse"]
+__all__ = ["give_up", "refuse", "refuse_alone"]
 
 # Seconds for the first rank that fails to speak, where the launcher then ends all others.
 _MOMENT = 1.0
@@ -43,6 +43,14 @@ def refuse(error: EndError, rank: Rank | None, backend: Backend | None) -> NoRet
         time.sleep(_MOMENT)
     if backend is not None:
         backend.abandon(error.exit_code)
+    raise error from None
+
+
+def refuse_alone(error: EndError) -> NoReturn:
+    """End with an error in a process that is none of several ranks."""
+    if is_interactive():
+        raise RuntimeError(str(error)) from None
+    report.failure(error)
     raise error from None
 
 

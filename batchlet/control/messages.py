@@ -28,6 +28,8 @@ __all__ = [
     "Gone",
     "Hello",
     "Message",
+    "Orders",
+    "Others",
     "Pause",
     "Paused",
     "Ping",
@@ -37,12 +39,14 @@ __all__ = [
     "ReportFailure",
     "SchedulerDied",
     "SchedulerStarted",
+    "Serving",
     "Signalled",
     "SocketTaken",
     "Stop",
     "Stopping",
     "Terminate",
     "Timeline",
+    "Told",
     "Welcome",
     "WorkerJoined",
     "decode",
@@ -280,6 +284,32 @@ class Timeline(Message):
 
     who: str
     marks: _Marks
+
+
+@dataclass(frozen=True)
+class Orders(Message):
+    """To the agent of a submitted job: what it is to host, and for whom; see `batchlet.node.job_agent`."""
+
+    launch: str
+
+
+@dataclass(frozen=True)
+class Others(Message):
+    """To the agent of a submitted job: the ids of all jobs of its cluster."""
+
+    jobs: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Serving(Message):
+    """From the agent of a submitted job: all its workers are up."""
+
+
+@dataclass(frozen=True)
+class Told(Message):
+    """From the agent of a submitted job: something that the user is to know."""
+
+    text: str
 
 
 @dataclass(frozen=True)

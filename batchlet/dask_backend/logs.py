@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import warnings
+from collections.abc import Callable
 
 import dask.config
 
@@ -28,6 +29,7 @@ __all__ = [
     "logging_is_the_users",
     "mention_strangers_once",
     "report_deaths",
+    "tell_deaths",
 ]
 
 _SIGNAL = re.compile(r"signal (\d+)")
@@ -36,6 +38,8 @@ _hushed = False
 _levels: dict[str, int] = {}
 _started = False
 _expected: set[int] = set()
+# What is said of worker processes that have died, goes there.
+_tell: Callable[[str], object] = note
 
 
 def DASK_LOG_LEVEL() -> int:  # noqa: N802
@@ -121,7 +125,7 @@ class _WorkerDeaths(logging.Filter):
         if pid is not None:
             if _started and not _hushed and pid not in _expected:
                 text = _SIGNAL.sub(_signal_name, text)
-                note(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
+                _tell(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
             return False
         # What fails at the start is raised as well, and reported by us.
         if is_restart(text) or (not _started and record.exc_info):
@@ -139,6 +143,12 @@ class _Handshakes(logging.Filter):
 def expect_death(pid: int) -> None:
     """Do not report the end of this worker process."""
     _expected.add(pid)
+
+
+def tell_deaths(tell: Callable[[str], object]) -> None:
+    """Have somebody else say which worker processes have died."""
+    global _tell
+    _tell = tell
 
 
 def report_deaths() -> None:

@@ -18,6 +18,7 @@ MODULES = sorted(
 
 def test_the_public_names_are_these_and_no_others():
     assert sorted(batchlet.__all__) == [
+        "BatchletCluster",
         "BatchletError",
         "BatchletRunner",
         "ClusterLostError",

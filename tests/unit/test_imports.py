@@ -34,7 +34,7 @@ ROOMS = (
     (
         "",
         (
-            ("launch_variables", "entry_points"),
+            ("launch_variables", "entry_points", "values"),
             ("errors", "versions"),
             ("open_files",),
             ("timeline",),
@@ -71,6 +71,25 @@ ROOMS = (
         ),
     ),
     ("", (("command_line", "dask_import"),)),
+    (
+        "jobs",
+        (
+            ("jobs",),
+            ("jobs.systems.base",),
+            (
+                "jobs.systems.htcondor",
+                "jobs.systems.local",
+                "jobs.systems.lsf",
+                "jobs.systems.oar",
+                "jobs.systems.pbs",
+                "jobs.systems.sge",
+                "jobs.systems.slurm",
+            ),
+            ("jobs.systems.moab",),
+            ("jobs.systems",),
+            ("jobs.commands", "jobs.sizing"),
+        ),
+    ),
     (
         "node",
         (
@@ -115,7 +134,7 @@ ROOMS = (
             ("node.coordinator_rank",),
             ("node.early_coordinator",),
             ("node.rank_roles", "node.local_ranks"),
-            ("node.agent",),
+            ("node.agent", "node.job_agent"),
             ("node.bootstrap",),
         ),
     ),
@@ -134,22 +153,14 @@ ROOMS = (
     (
         "jobs",
         (
-            ("jobs",),
-            ("jobs.systems.base",),
-            (
-                "jobs.systems.htcondor",
-                "jobs.systems.local",
-                "jobs.systems.lsf",
-                "jobs.systems.oar",
-                "jobs.systems.pbs",
-                "jobs.systems.sge",
-                "jobs.systems.slurm",
-            ),
-            ("jobs.systems.moab",),
-            ("jobs.systems",),
+            ("jobs.custodian", "jobs.hub", "jobs.record"),
+            ("jobs.job", "jobs.table", "jobs.watch"),
+            ("jobs.desk", "jobs.options"),
+            ("jobs.keeper",),
+            ("jobs.cluster",),
         ),
     ),
-    ("", (("runner",), ("early",), ("",), ("cli",), ("__main__",))),
+    ("", (("job", "runner"), ("early",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}
@@ -234,7 +245,13 @@ def test_the_reader_of_imports_sees_what_there_is():
     assert any(name == "psutil" and not at_once for name, _, at_once in imports("network"))
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("dask_backend")])
+# What is imported when a cluster of jobs is made, and only then.
+OF_JOBS = {"jobs.cluster", "jobs.desk", "jobs.job", "jobs.keeper", "jobs.options"}
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if not module.startswith("dask_backend") and module not in OF_JOBS]
+)
 def test_only_the_dask_backend_imports_dask_when_they_are_imported(module):
     top = {name.split(".")[0] for name, _, at_once in imports(module) if at_once}
     assert top & {"dask", "distributed", "tornado"} == set()

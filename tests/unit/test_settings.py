@@ -140,7 +140,7 @@ def test_a_headroom_variable_that_is_no_fraction_is_refused_in_one_line(text):
         ("worker_per_node", "workers_per_node"),
         ("workers_pernode", "workers_per_node"),
         ("nthreads_per_worker", "threads_per_worker"),
-        ("memory", "memory_per_worker"),
+        ("memory_worker", "memory_per_worker"),
         ("memory_headroom", "memory_headroom_frac"),
         ("start_time_out", "start_timeout"),
         ("scheduler_option", "scheduler_options"),
@@ -210,3 +210,12 @@ def test_any_text_at_all_is_either_understood_or_refused_in_one_line(text, name)
         refused = str(error)
     assert refused == "" or PREFIX + name.upper() in refused
     assert "\n" not in refused
+
+
+def test_options_of_submitted_jobs_are_refused_where_no_jobs_are_submitted():
+    assert refusal({"memory": "1GiB"}) == "Unknown keyword memory. Did you mean memory_per_worker?"
+    assert refusal({"jobs": 2}).startswith("Unknown keyword jobs.")
+    # A site's own variables may tell of jobs where a program needs none.
+    assert Settings.resolve({}, {PREFIX + "MEMORY": "1GiB"}).memory == 1 << 30
+    settings = Settings.resolve({"submit": "slurm", "memory": "1GiB", "setup_script_commands": "module load x"}, {})
+    assert (settings.memory, settings.setup_script_commands) == (1 << 30, ("module load x",))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ...environments.base import Environment
+from ...launch_variables import MPI_LOCALNRANKS, MPI_LOCALRANKID
 
 __all__ = [
     "Array", "BatchSystem", "Seen", "Spread", "State", "in_order", "listed", "moment", "number", "seconds", "signalled",
@@ -24,8 +25,8 @@ _LAUNCHED = (
     "PMI_",
     "PMIX_",
     "PRTE_",
-    "MPI_LOCALRANKID",
-    "MPI_LOCALNRANKS",
+    MPI_LOCALRANKID,
+    MPI_LOCALNRANKS,
     "HYDI_",
     "HYDRA_",
     "MV2_",

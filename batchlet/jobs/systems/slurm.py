@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from ...launch_variables import SLURM_JOB_ID
 from .base import Array, BatchSystem, Seen, Spread, State, in_order, moment
 
 __all__ = ["Slurm"]
@@ -73,7 +74,7 @@ class Slurm(BatchSystem):
     )  # fmt: skip
 
     kept: ClassVar[frozenset[str]] = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"))
-    mark: ClassVar[str] = "SLURM_JOB_ID"
+    mark: ClassVar[str] = SLURM_JOB_ID
     added: ClassVar[Mapping[str, str]] = {"SLURM_TIME_FORMAT": "standard"}
 
     def misleads(self, name: str) -> bool:

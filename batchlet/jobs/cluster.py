@@ -1,0 +1,309 @@
+"""`BatchletCluster`: a Dask cluster whose workers come with jobs that are submitted to a batch system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import secrets
+import socket
+import weakref
+from collections.abc import Generator
+from typing import Any
+
+from dask.utils import parse_bytes
+from distributed import Scheduler
+from distributed.core import Status
+from distributed.utils import NoOpAwaitable
+
+from .. import report
+from ..client.announce import dashboard_at
+from ..client.refusal import refuse_alone as refuse
+from ..dask_backend import dashboard, tls
+from ..dask_backend.compat.dask_internals import lose_worker
+from ..dask_backend.logs import configure_logging, hush
+from ..dask_backend.scheduler import dashboard_place
+from ..dask_backend.scheduler import options as scheduler_options
+from ..environments import detected
+from ..errors import EndError, SettingsError
+from ..network import reachable_host
+from ..security import dashboard_token
+from ..settings import describe_bytes
+from . import job as jobs_of_dask
+from .keeper import JobKeeper
+from .options import resolve
+from .record import JobRecord
+from .table import table
+
+__all__ = ["BatchletCluster"]
+
+jobs_of_dask.load()
+from dask_jobqueue import JobQueueCluster  # noqa: E402
+
+
+class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
+    """A Dask cluster that grows and shrinks by jobs of a batch system; the scheduler is in this process.
+
+    Parameters
+    ----------
+    system : str
+        The batch system: "slurm", and those that `batchlet.jobs.systems` knows besides.
+    jobs : int, default 0
+        Jobs to submit at once; `scale` and `adapt` submit more.
+    asynchronous : bool, default False
+        Use with ``async with``, or ``await cluster`` and ``await cluster.close()``.
+    **options
+        The fields of `batchlet.settings.Settings` (``cores`` and ``memory`` are those of one node of a job), each also
+        as a variable ``BATCHLET_DASK_CLUSTER__<NAME>``; all others are those of dask-jobqueue's jobs (``queue``,
+        ``account``, ``job_extra_directives``, ...), whose configuration files ``jobqueue.<system>.*`` hold.
+
+    Raises
+    ------
+    SettingsError
+        If an option is unknown or cannot have that value.
+    PlanError
+        If more workers were asked for than fit.
+    SubmitError
+        If the batch system does not take the first jobs.
+
+    Examples
+    --------
+    >>> with BatchletCluster("slurm", jobs=2, cores=8, memory="16GiB") as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
+    """
+
+    def __init__(
+        self,
+        system: str | None = None,
+        jobs: int | None = None,
+        *,
+        n_workers: int | None = None,
+        name: str | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        **options: Any,
+    ) -> None:
+        self.status = Status.created
+        run_id = name or f"jobs-{secrets.token_hex(4)}"
+        try:
+            self._job = job = resolve({"submit": system, "jobs": jobs, **options})
+            self._host = job.settings.scheduler_options.get("host") or reachable_host(
+                socket.gethostname().split(".")[0], 2, job.scheduler_interface
+            )
+            self.keeper = keeper = JobKeeper(job, run_id, weakref.proxy(self))
+            keeper.prepare()
+        except EndError as error:
+            self.status = Status.closed
+            refuse(error)
+        settings = job.settings
+        self._first = max(settings.jobs, math.ceil((n_workers or 0) / job.size.workers))
+        self._problem: EndError | None = None
+        self._opened = False
+        self._numbers = itertools.count()
+        self._token = dashboard_token(keeper.secret) if settings.security is not False else None
+        security = tls.security_for(settings.security, keeper.credentials)
+        keywords = scheduler_options(settings, self._host, security, self._token)
+        configure_logging()
+        try:
+            super().__init__(
+                job_cls=jobs_of_dask.job_class(job.system, keeper, job.size.nodes),
+                loop=loop,
+                security=security,
+                silence_logs=False,
+                name=run_id,
+                asynchronous=asynchronous,
+                scheduler_options={**keywords, "interface": None},
+                scheduler_cls=self._make_scheduler,
+                protocol="tls://" if security.require_encryption else settings.protocol or "tcp://",
+                **job.for_record(keeper.record, keeper.logs),
+            )
+        except BaseException as error:
+            keeper.remove_files()
+            if isinstance(error, ValueError) and not self._opened:
+                # dask-jobqueue's words about a keyword that its jobs do not know.
+                refuse(SettingsError(str(error).splitlines()[0]))
+            raise
+        if self._problem is not None:
+            self.close()
+            refuse(self._problem)
+
+    def _get_worker_security(self, security: Any) -> None:
+        """Give jobs no credentials: dask-jobqueue would write them into files, and those into the command line."""
+
+    def _make_scheduler(self, **keywords: Any) -> Any:
+        scheduler = Scheduler(**keywords)
+        if self._token is not None:
+            dashboard.guard(scheduler, self._token)
+        return scheduler
+
+    async def _start(self) -> None:
+        await super()._start()
+        if self._opened:
+            return
+        self._opened = True
+        self.new_spec["group"] = [f"-{number}" for number in range(self._job.size.workers)]
+        try:
+            self.keeper.open(self._host)
+            if self._first:
+                await self.keeper.check(self.job_script())
+        except EndError as error:
+            # A SystemExit, as our errors are, must not leave a task: it would end the event loop.
+            self._problem = error
+            return
+        self._announce()
+        self._scale_to(self._first)
+
+    def __await__(self) -> Generator[Any, Any, BatchletCluster]:
+        yield from super().__await__()
+        if self._problem is not None:
+            yield from self._close().__await__()
+            refuse(self._problem)
+        return self
+
+    async def _close(self) -> None:
+        if self.status != Status.closed and not self.keeper.is_closing:
+            hush()
+            await super()._close()
+            await self.keeper.close()
+        else:
+            await super()._close()
+
+    # Jobs
+
+    @property
+    def jobs(self) -> list[JobRecord]:
+        """All jobs of this cluster, each with its state and, where it pends or is lost, the reason."""
+        return list(self.keeper.book.records.values())
+
+    def scale(
+        self, n: int | None = None, jobs: int = 0, memory: str | int | None = None, cores: int | None = None
+    ) -> Any:
+        """Ask for as many jobs as it takes.
+
+        Parameters
+        ----------
+        n : int, optional
+            Workers.
+        jobs : int
+            Jobs.
+        memory : str or int, optional
+            Memory of all jobs together.
+        cores : int, optional
+            CPUs of all jobs together.
+
+        Raises
+        ------
+        SubmitError
+            If the batch system would never start such a job; in synchronous mode only.
+        """
+        size = self._job.size
+        wanted = max(
+            jobs,
+            math.ceil((n or 0) / size.workers),
+            math.ceil(parse_bytes(memory or 0) / (size.memory * size.nodes)),
+            math.ceil((cores or 0) / (size.cores * size.nodes)),
+        )
+        self.keeper.book.fresh()
+        if wanted and not self.keeper.checked and not self.called_from_running_loop:
+            problem = self.sync(self._find_problem)
+            if problem is not None:
+                refuse(problem)
+        self._scale_to(wanted)
+        return NoOpAwaitable() if self.asynchronous else None
+
+    async def _find_problem(self) -> EndError | None:
+        try:
+            await self.keeper.check(self.job_script())
+        except EndError as error:
+            return error
+        return None
+
+    def _scale_to(self, jobs: int) -> None:
+        """Have so many jobs; those that are the least use go first."""
+        surplus = len(self.worker_spec) - jobs
+        if surplus > 0:
+            for name in self.keeper.book.by_use(self.worker_spec)[:surplus]:
+                del self.worker_spec[name]
+        if self.status not in (Status.closing, Status.closed):
+            while len(self.worker_spec) < jobs:
+                self.worker_spec.update(self.new_worker_spec())
+        self.loop.add_callback(self._correct_state)
+
+    def new_worker_spec(self) -> dict[str, Any]:
+        """Give a job that is still to be submitted a name; no name comes back."""
+        return {f"{self._name}-{next(self._numbers)}": self.new_spec}
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
+        waiting = asyncio.ensure_future(super()._wait_for_workers(n_workers, timeout=timeout))
+        while not waiting.done():
+            gave_up = self.keeper.book.gave_up
+            if gave_up is not None and len(self.keeper.book.active) * self._job.size.workers < n_workers:
+                waiting.cancel()
+                raise RuntimeError(f"{n_workers} workers will not come: {gave_up}.")
+            await asyncio.wait([waiting], timeout=0.2)
+        await waiting
+
+    # For the keeper
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the whole cluster is being closed."""
+        return bool(self.status in (Status.closing, Status.closed))
+
+    @property
+    def scheduler_contact(self) -> str:
+        """Address of the scheduler for workers."""
+        return str(self.scheduler.address)
+
+    async def retire(self, job: str, timeout: float) -> None:
+        """Have what the workers of a job have computed brought to others, for as long as that may take."""
+        names = [state.name for state in self.scheduler.workers.values() if self._job_of(state.name) == job]
+        if names:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
+
+    def lose(self, names: list[str]) -> None:
+        """Forget workers whose agent is gone: Dask itself would find out later."""
+        for address in [state.address for state in self.scheduler.workers.values() if state.name in names]:
+            lose_worker(self.scheduler, address)
+
+    def drop_job(self, name: str) -> None:
+        """Forget a job that is lost."""
+        self.worker_spec.pop(name, None)
+        job = self.workers.pop(name, None)
+        if job is not None:
+            job.status = Status.closed
+
+    def replace_job(self) -> None:
+        """Ask for a job in the place of one that is lost, unless adaptive scaling does so where need be."""
+        adaptive = self._adaptive
+        if not self.is_ending and (adaptive is None or adaptive.periodic_callback is None):
+            self._scale_to(len(self.worker_spec) + 1)
+
+    @staticmethod
+    def _job_of(worker: object) -> str:
+        return str(worker).rpartition("-")[0]
+
+    # What people see
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of the dashboard, on this machine's loopback and under a secret path; empty if there is none."""
+        place = dashboard_place(self.scheduler) if self.scheduler is not None else None
+        return dashboard_at(place, self._token) if place is not None else ""
+
+    def _announce(self) -> None:
+        size, settings = self._job.size, self._job.settings
+        hidden = report.others_may_read(shared=detected(os.environ).output_is_shared(os.environ))
+        place = "cluster.dashboard_link has the dashboard's address" if hidden else f"dashboard {self.dashboard_link}"
+        report.note(
+            f"{settings.submit}: jobs of {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
+            f"{size.workers_per_node} workers x {size.threads[0]} threads x {describe_bytes(size.limit)}"
+            + ("" if self._token is not None else ", security off")
+            + (f", {place}" if self.dashboard_link else "")
+        )
+
+    def _repr_html_(self, cluster_status: Any = None) -> str:
+        return str(super()._repr_html_(cluster_status)) + table(self.jobs)

@@ -1,0 +1,237 @@
+"""The client's end of its jobs: where their agents come in, prove that they belong to the cluster, and are told what to do.
+
+It lives in a thread with an event loop of its own, so that agents find their client alive while the scheduler's loop is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..control.door import Door
+from ..control.handshake import receive, run_loop
+from ..control.messages import (
+    Closed,
+    Failed,
+    Hello,
+    Message,
+    Orders,
+    Ping,
+    Pong,
+    ReportFailure,
+    Serving,
+    Signalled,
+    Stop,
+    Told,
+    encode,
+)
+from ..errors import VersionMismatchError
+from ..security import Credentials
+from ..versions import versions
+
+__all__ = ["Came", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
+
+# Agents that may come at one moment.
+_CROWD = 1024
+_DRAIN = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that has happened to a node of a job."""
+
+    job: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Came(Event):
+    """Its agent has come."""
+
+
+@dataclass(frozen=True)
+class Serves(Event):
+    """Its workers are up."""
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """The batch system is about to end it, by this signal."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class News(Event):
+    """The user is to know this."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failure(Event):
+    """Its agent cannot host workers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Went(Event):
+    """Its agent has gone; the number of the node in its job, and whether the agent was told to."""
+
+    number: int
+    orderly: bool
+
+
+class Hub:
+    """Where the agents of all jobs come in.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen on.
+    secret : str
+        The cluster's secret.
+    credentials : Credentials, optional
+        For TLS.
+    orders : callable
+        Gives the orders for a node of a job, by the job's name and the number of the node among those that have come; `None`
+        where the job is not wanted any more. Called in the hub's thread.
+    on_event : callable
+        Gets each `Event`. Called in the hub's thread.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        secret: str,
+        credentials: Credentials | None,
+        orders: Callable[[str, int], str | None],
+        on_event: Callable[[Event], object],
+    ) -> None:
+        self._place = (host, secret, credentials)
+        self._orders = orders
+        self._on_event = on_event
+        self._versions = versions()
+        # By job: the connection to the agent of each of its nodes, by that node's number.
+        self._agents: dict[str, dict[int, asyncio.StreamWriter]] = {}
+        self._stopped: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-hub", daemon=True)
+        self._thread.start()
+        self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+
+    def stop(self, job: str) -> None:
+        """Tell the agents of a job to end, those that are there and those that come."""
+        self._later(self._stop, job)
+
+    def broadcast(self, message: Message) -> None:
+        """Tell all agents something."""
+        self._later(self._send_all, message)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close all connections and end the thread; does nothing the second time."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout)
+        self._later(self._loop.stop)
+        self._thread.join(timeout)
+
+    # In the hub's thread
+
+    def _later(self, function: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    async def _listen(self) -> int:
+        host, secret, credentials = self._place
+        self._door = Door(host, secret, credentials, _CROWD, self._serve)
+        self._tasks.add(self._loop.create_task(self._door.run()))
+        return self._door.port
+
+    async def _serve(self, hello: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hear what an agent has to say, for as long as it is there."""
+        job, node = hello.name, hello.node
+        problem = self._mismatch(hello)
+        if problem is not None:
+            self._write(writer, Failed.of(problem))
+            self._on_event(Failure(job, node, str(problem)))
+            return
+        agents = self._agents.setdefault(job, {})
+        number = next(number for number in range(len(agents) + 1) if number not in agents)
+        launch = None if job in self._stopped else self._orders(job, number)
+        if launch is None:
+            self._write(writer, Stop())
+            with contextlib.suppress(OSError):
+                await writer.drain()
+            return
+        agents[number] = writer
+        self._on_event(Came(job, node))
+        orderly = False
+        try:
+            self._write(writer, Orders(launch))
+            while (message := await receive(reader)) is not None:
+                orderly = orderly or isinstance(message, Closed)
+                self._hear(job, node, message, writer)
+        finally:
+            del agents[number]
+            self._on_event(Went(job, node, number, orderly))
+
+    def _hear(self, job: str, node: str, message: Message, writer: asyncio.StreamWriter) -> None:
+        match message:
+            case Ping():
+                self._write(writer, Pong())
+            case Serving():
+                self._on_event(Serves(job, node))
+            case Told(text):
+                self._on_event(News(job, node, text))
+            case ReportFailure(_, text):
+                self._on_event(Failure(job, node, text))
+                self._write(writer, Stop())
+            case Signalled(number, _):
+                self._on_event(Warned(job, node, number))
+
+    def _mismatch(self, hello: Hello) -> VersionMismatchError | None:
+        different = [
+            f"{name} {theirs} instead of {self._versions.get(name)}"
+            for name, theirs in hello.versions.items()
+            if theirs != self._versions.get(name)
+        ]
+        if not different:
+            return None
+        return VersionMismatchError(
+            f"The jobs have {', '.join(different)}: they need the client's environment. Name its Python with python=, or "
+            "activate it with setup_script_commands=."
+        )
+
+    def _stop(self, job: str) -> None:
+        self._stopped.add(job)
+        for writer in self._agents.get(job, {}).values():
+            self._write(writer, Stop())
+
+    def _send_all(self, message: Message) -> None:
+        for agents in self._agents.values():
+            for writer in agents.values():
+                self._write(writer, message)
+
+    @staticmethod
+    def _write(writer: asyncio.StreamWriter, message: Message) -> None:
+        with contextlib.suppress(OSError, RuntimeError, AttributeError):
+            writer.write(encode(message))
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._door.close()
+        for agents in list(self._agents.values()):
+            for writer in list(agents.values()):
+                with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
+                    await asyncio.wait_for(writer.drain(), _DRAIN)
+                writer.close()

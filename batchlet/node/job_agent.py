@@ -1,0 +1,249 @@
+"""The agent of a node of a submitted job: imports Dask once and hosts workers, for as long as the cluster's client wants them.
+
+The batch system has started it. It finds the client by the cluster's record, a file for its owner alone, and is told the rest
+(`Orders`) once it has proved that it has read that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import environments, open_files, report
+from ..control.connection import Connection
+from ..control.messages import Failed, Hello, Message, Orders, Others, ReportFailure, Serving, Signalled, Stop, Told
+from ..control.signals import handled
+from ..dask_import import quicker_import
+from ..environments import Environment
+from ..errors import ClientLostError, EndError, StartTimeoutError
+from ..jobs.sizing import fit
+from ..network import reachable_host
+from ..rendezvous import CoordinatorRecord, FileRendezvous
+from ..resources import node_resources, read_host
+from ..settings import Settings
+from ..versions import versions
+from . import inputs
+from .rank import unexpected
+
+__all__ = ["run_job_agent"]
+
+# Seconds that the record may take to be seen on this node: a network file system remembers that it was not there.
+_RECORD = 20.0
+# Seconds in which a client that is alive lets an agent in.
+_CONNECT = 60.0
+# Seconds by which the hard end of this process comes after the end that was meant.
+_LATE = 5.0
+
+
+def run_job_agent(name: str, record: str, count: int, local_directory: str | None) -> int:
+    """Host the workers of this node.
+
+    Parameters
+    ----------
+    name : str
+        The cluster's name for the job.
+    record : str
+        File with the cluster's record.
+    count : int
+        Workers of this node.
+    local_directory : str, optional
+        Where scratch is to be.
+
+    Returns
+    -------
+    int
+        The exit code: 0 unless something has failed.
+    """
+    environment = environments.detected(os.environ)
+    try:
+        node = environment.process(os.environ).node
+    except EndError:
+        node = socket.gethostname().split(".")[0]
+    path = Path(record)
+    try:
+        settings = Settings.resolve({"local_directory": local_directory}, {})
+        rendezvous = FileRendezvous(str(path.parent), path.stem, node)
+        try:
+            found = rendezvous.wait(time.monotonic() + _RECORD)
+        except StartTimeoutError:
+            report.note(f"job {name} on node {node} ends: {record} is not there, so its cluster is closed")
+            return 0
+        with contextlib.ExitStack() as stack:
+            open_files.make_room(count, count)
+            with quicker_import():
+                from ..dask_backend import fork_server, processes, scratch, workers
+                from ..dask_backend.compat.tls_connections import defer_authorities
+            usual = environment.scratch_directories(os.environ)
+            directory = stack.enter_context(scratch.scratch(settings, usual, f"{path.stem}-{name}", quiet=True))
+            stack.enter_context(processes.hidden_main())
+            stack.enter_context(workers.configured(count, count))
+            defer_authorities()
+            fork_server.start(directory, count)
+            agent = _JobAgent(name, node, environment, found, directory)
+            with handled(lambda number, _: agent.signalled(number)):
+                return asyncio.run(agent.run())
+    except EndError as error:
+        report.failure(error)
+        return error.exit_code
+
+
+class _JobAgent:
+    """The agent at work, in one event loop."""
+
+    def __init__(
+        self, name: str, node: str, environment: Environment, record: CoordinatorRecord, directory: str
+    ) -> None:
+        self._name = name
+        self._node = node
+        self._environment = environment
+        self._record = record
+        self._directory = directory
+        self._settings = Settings()
+        self._nannies: list[Any] = []
+        self._others: Sequence[str] = ()
+        self._ways: Any = None
+        self._starting: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+
+    async def run(self) -> int:
+        """Connect, do as ordered, and wait for the end."""
+        from ..dask_backend import fork_server, logs, processes, workers
+
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        problem = await self._loop.run_in_executor(None, self._connect)
+        connection = self._connection
+        if problem is not None or connection is None:
+            where = f"{self._record.node} ({self._record.host}:{self._record.port})"
+            raise ClientLostError(
+                f"Job {self._name} on node {self._node} cannot reach its cluster's client on {where}."
+            )
+        logs.configure_logging()
+        fork_server.give(connection.credentials)
+        connection.listen(self._hear)
+        await self._over.wait()
+        lost = not connection.coordinator_is_alive
+        self._end_in_time(ClientLostError.exit_code if lost else 0)
+        logs.hush()
+        if self._starting is not None:
+            self._starting.cancel()
+        await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        processes.end_helpers()
+        if lost:
+            report.note(
+                f"job {self._name} on node {self._node} ends: its cluster's client on {self._record.node} is gone"
+            )
+            await self._loop.run_in_executor(None, self._cancel_pending)
+            return ClientLostError.exit_code
+        connection.close()
+        return 0
+
+    def signalled(self, number: int) -> None:
+        """Tell the client that the batch system is about to end this job; it sees to the results, and then ends this."""
+        connection = self._connection
+        if connection is None:
+            os._exit(128 + number)
+        connection.send(Signalled(number, self._name))
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._settings.grace, self._over.set)
+
+    # The client
+
+    def _connect(self) -> EndError | None:
+        """Connect to the client; in a thread. Gives the reason if that is not possible."""
+        hello = Hello(self._name, "job", self._node, versions=versions())
+        until = time.monotonic() + _CONNECT
+        try:
+            self._connection = Connection(self._record, hello, until, self._settings.scheduler_timeout)
+        except EndError as error:
+            return error
+        return None
+
+    def _hear(self, message: Message) -> None:
+        """Do what the client says; in the connection's thread."""
+        if isinstance(message, Orders):
+            self._loop.call_soon_threadsafe(self._begin, message)
+        elif isinstance(message, Others):
+            self._others = message.jobs
+        elif isinstance(message, (Stop, Failed)):
+            self._loop.call_soon_threadsafe(self._over.set)
+
+    def _say(self, message: Message) -> None:
+        if self._connection is not None:
+            self._connection.send(message)
+
+    # Workers
+
+    def _begin(self, orders: Orders) -> None:
+        if self._starting is None:
+            self._starting = self._loop.create_task(self._start(inputs.from_text(orders.launch)))
+
+    async def _start(self, words: Mapping[str, Any]) -> None:
+        """Start the workers, within what this node was granted."""
+        from ..dask_backend import logs, processes, tls, workers
+        from ..dask_backend.worker_factory import worker_spec
+
+        connection = self._connection
+        assert connection is not None
+        try:
+            sys.path[:] = words["sys_path"]
+            options, config = inputs.unpack_options(words)
+            self._settings = settings = Settings.resolve(options, {})
+            self._ways, self._others = words["ways"], words["others"]
+            granted = node_resources(self._environment.grant(os.environ), read_host())
+            plans, difference = fit(
+                words["names"], words["threads"], words["limit"], granted, settings.memory_headroom_frac
+            )
+            if config is not None:
+                workers.reconfigure(config, len(plans), words["total"])
+            open_files.make_room(len(plans), words["total"])
+            open_files.for_workers(len(plans), self._node)
+            security = tls.security_for(settings.security, connection.credentials)
+            site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
+            if difference is not None:
+                self._say(Told(f"was granted {difference}; the limits of its workers follow"))
+            logs.tell_deaths(lambda text: self._say(Told(text)))
+            specs = [worker_spec(plan, site, settings) for plan in plans]
+            await asyncio.gather(
+                *(
+                    workers.start(make, keywords, words["scheduler"], self._nannies, lambda: True)
+                    for make, keywords in specs
+                )
+            )
+            workers.keep_ports(self._nannies)
+            logs.report_deaths()
+            self._say(Serving())
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            if isinstance(error, EndError):
+                failure: EndError = error
+            elif self._nannies:
+                failure = processes.start_failure("worker", error)
+            else:
+                failure = unexpected(error, "its agent")
+            self._say(ReportFailure.of(failure))
+            report.failure(failure)
+
+    # The end
+
+    def _end_in_time(self, code: int) -> None:
+        """See that this process ends, whatever holds it up."""
+        limit = threading.Timer(self._settings.stop_timeout + _LATE, os._exit, [code or 1])
+        limit.daemon = True
+        limit.start()
+
+    def _cancel_pending(self) -> None:
+        """Cancel the jobs of the cluster that have not begun: their client is lost, and they would wait for nothing."""
+        if self._ways is None or not self._others:
+            return
+        from ..jobs.commands import cancel_pending
+
+        cancel_pending(self._ways, [job for job in self._others if job])
