@@ -167,7 +167,7 @@ class TestGridEngine:
         assert (seen["1"].state, seen["1"].exit_code, seen["1"].node) == ("failed", 3, "g0n2")
         assert (seen["3.2"].state, seen["3.2"].exit_code) == ("ended", 0)
         assert (seen["5"].exit_code, seen["5"].reason) == (-9, "qmaster enforced h_rt, h_cpu, or h_vmem limit")
-        assert (seen["16.2"].exit_code, seen["16.2"].reason) == (-9, "assumedly after job")
+        assert (seen["16.2"].exit_code, seen["16.2"].reason) == (-9, "killed by qdel or for a limit")
 
     def test_another_gridengine_has_another_column(self):
         text = "    7 0.55500 dask-worke me           r     11/25/2026 23:01:48.123 long@n1.site   jclass   4 2\n"
