@@ -10,7 +10,7 @@ import time
 from .errors import EndError, InputError
 from .settings import LOG_LEVELS, describe_bytes
 
-__all__ = ["duration", "ended", "failure", "log_level", "note", "others_may_read", "started"]
+__all__ = ["count", "duration", "ended", "failure", "log_level", "note", "others_may_read", "started"]
 
 
 def log_level() -> str:
@@ -99,9 +99,9 @@ def started(
         place = ", no dashboard (it needs bokeh)"
     note(
         f"{where}: "
-        + (f"{_count(ranks, 'rank')} on {_count(nodes, 'node')}, " if ranks > 1 else "")
-        + f"{_count(workers, 'worker')} x "
-        + (_count(threads[0], "thread") if threads[0] == threads[1] else f"{threads[0]}-{threads[1]} threads")
+        + (f"{count(ranks, 'rank')} on {count(nodes, 'node')}, " if ranks > 1 else "")
+        + f"{count(workers, 'worker')} x "
+        + (count(threads[0], "thread") if threads[0] == threads[1] else f"{threads[0]}-{threads[1]} threads")
         + f" x {low if low == high else f'{low} to {high}'}"
         + ("" if secure else ", security off")
         + place
@@ -122,7 +122,7 @@ def ended(*, seconds: float, workers: int, error: str | None, advice: str = "") 
     advice : str
         What would have saved time.
     """
-    text = f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {_count(workers, 'worker')}"
+    text = f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {count(workers, 'worker')}"
     note(f"{text}; {advice}" if advice else text)
 
 
@@ -136,5 +136,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _count(number: int, thing: str) -> str:
+def count(number: int, thing: str) -> str:
+    """Write a number of things for people: "1 worker", "2 workers"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

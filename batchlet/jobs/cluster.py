@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import secrets
 import socket
 import weakref
@@ -122,8 +123,7 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
         except BaseException as error:
             keeper.remove_files()
             if isinstance(error, ValueError) and not self._opened:
-                # dask-jobqueue's words about a keyword that its jobs do not know.
-                refuse(SettingsError(str(error).splitlines()[0]))
+                refuse(SettingsError(_words_of_dask(error)))
             raise
         if self._problem is not None:
             self.close()
@@ -299,11 +299,20 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
         hidden = report.others_may_read(shared=detected(os.environ).output_is_shared(os.environ))
         place = "cluster.dashboard_link has the dashboard's address" if hidden else f"dashboard {self.dashboard_link}"
         report.note(
-            f"{settings.submit}: jobs of {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
-            f"{size.workers_per_node} workers x {size.threads[0]} threads x {describe_bytes(size.limit)}"
+            f"{settings.submit}: each job {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
+            f"{report.count(size.workers_per_node, 'worker')} x {report.count(size.threads[0], 'thread')} x "
+            f"{describe_bytes(size.limit)}"
             + ("" if self._token is not None else ", security off")
             + (f", {place}" if self.dashboard_link else "")
         )
 
     def _repr_html_(self, cluster_status: Any = None) -> str:
         return str(super()._repr_html_(cluster_status)) + table(self.jobs)
+
+
+def _words_of_dask(error: ValueError) -> str:
+    """Say what dask-jobqueue has against the options of a job, most often one that it does not know."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is not None:
+        return f"Unknown keyword {unknown[1]}: neither Batchlet nor dask-jobqueue's jobs of this batch system have it."
+    return str(error).splitlines()[0]

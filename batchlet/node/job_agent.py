@@ -209,7 +209,8 @@ class _JobAgent:
             site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))
-            logs.tell_deaths(lambda text: self._say(Told(text)))
+            here = f" on node {socket.gethostname()}"
+            logs.tell_deaths(lambda text: self._say(Told(text.replace(here, ""))))
             specs = [worker_spec(plan, site, settings) for plan in plans]
             await asyncio.gather(
                 *(
