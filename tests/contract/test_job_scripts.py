@@ -60,7 +60,7 @@ def differences(theirs: list[str], ours: list[str]) -> tuple[list[str], list[str
 def test_the_script_is_dask_jobqueues_own_but_for_the_workers_command(system, as_file, tmp_path):
     given = {**OPTIONS[system.name], **({} if system.name == "local" else OF_ALL)}
     if system.name == "local":
-        # It has no shell that could run other commands.
+        # Its class settles the shebang itself.
         given["job_name"] = "mine"
     section = {name.replace("_", "-"): value for name, value in given.items()} if as_file else {}
     if as_file and "job-name" in section:
