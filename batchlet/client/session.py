@@ -215,7 +215,8 @@ class Session:
         from ..dask_backend.logs import hush
 
         hush()
-        if not told or self._typed:
+        if not told:
+            # Else rank 0 has said it, and a notebook shows that where the cell of the moment is.
             report.failure(error, time.monotonic() - self._began)
         if not self._typed:
             self._guard.deliver(error)

@@ -156,3 +156,25 @@ def test_a_with_in_a_cell_ends_with_the_interrupt_of_the_cell(cells) -> None:
     assert cell["error"].startswith("InterruptedRunError: "), cell
     assert "batchlet: Ctrl-C" in cell["text"] or "ended by" in cell["text"], cell
     assert "closed" in after["html"], after
+
+
+@pytest.mark.parametrize("cells", [pytest.param("salloc", marks=pytest.mark.slurm)], indirect=True)
+def test_a_cluster_that_is_lost_is_told_and_the_kernel_stays(cells) -> None:
+    """The scheduler's process is killed in an allocation: the reason is shown, the cell ends, what the session has stays."""
+    (*_, kill, cell, kept, state, again, end), _ = cells(
+        *BEGIN,
+        "import os, signal\npid = client.run_on_scheduler(os.getpid)\nmine = 41\nos.kill(pid, signal.SIGKILL)",
+        BUSY,
+        "mine + 1",
+        "runner",
+        SUM,
+        {"do": "shutdown"},
+    )
+    assert kill["status"] == "ok", kill
+    assert cell["status"] == "error", cell
+    assert cell["seconds"] < 30, cell
+    assert kept["plain"] == "42", kept
+    assert again["status"] == "error", again
+    assert "lost: The scheduler, a process of rank 0 on node " in state["html"], state
+    assert "was killed by SIGKILL" in state["html"], state
+    assert end["seconds"] < 15, end
