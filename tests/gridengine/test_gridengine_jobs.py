@@ -53,6 +53,21 @@ if __name__ == "__main__":
     print("up", flush=True)
     time.sleep(1000)
 """
+WAITS = """
+import time
+from batchlet import BatchletCluster
+if __name__ == "__main__":
+    with BatchletCluster("sge", jobs=1, cores=99, memory="1GiB", workers_per_node=1, start_timeout=4) as pends:
+        began = time.monotonic()
+        with BatchletCluster("sge", jobs=1, cores=1, memory="1GiB", max_restarts=0,
+                             job_extra_directives=["-o /nonexistent/"]) as fails:
+            try:
+                fails.wait_for_workers(1, timeout=30)
+            except RuntimeError as error:
+                print(error)
+            while pends.jobs[0].state != "pending" or time.monotonic() < began + 6:
+                time.sleep(0.1)
+"""
 
 
 def is_empty(gridengine: GridEngine) -> bool:
@@ -103,3 +118,16 @@ def test_jobs_end_with_their_client(gridengine: GridEngine, place: Place) -> Non
     eventually(lambda: is_empty(gridengine), 30, lambda: gridengine.call("qstat", "-u", "*").stdout)
     eventually(lambda: not place.files(), 10, lambda: place.files())
     place.assert_nothing_left()
+
+
+def test_jobs_that_do_not_start_say_why(gridengine: GridEngine, place: Place) -> None:
+    """One that pends is told with the scheduler's reason; one that can never start is told, and removed."""
+    result = place.run(*gridengine.enter(sys.executable, place.script(WAITS)), timeout=40)
+    assert result.rc == 0, result
+    waits = [line for line in result.errors if "has been waiting" in line]
+    assert len(waits) == 1, result
+    assert 'cannot run in PE "smp"' in waits[0]
+    lost = [line for line in result.errors if "is lost: Eqw, can't open output file" in line]
+    assert len(lost) == 1, result
+    assert "workers will not come" in result.stdout
+    eventually(lambda: is_empty(gridengine), 10, "jobs are left")
