@@ -98,3 +98,12 @@ def test_gridengine_is_asked_for_memory_where_the_site_counts_it(tmp_path):
     options = resolve({"submit": "sge", "workers_per_node": 2, "pe": "threads", "h_vmem": True, **SIZE})
     assert differences(theirs, ours)[1][0] == "#$ -pe smp 4"
     assert options.keywords["job_extra_directives"] == ["-pe threads 4", "-l h_vmem=2048M"]
+
+
+def test_a_sites_file_says_how_gridengine_is_asked(tmp_path):
+    site = {"pe": "threads", "mem-free": "2G", "resource-spec": "h_vmem=3G"}
+    with dask.config.set({f"jobqueue.sge.{name}": value for name, value in site.items()}):
+        options = resolve({"submit": "sge", "workers_per_node": 2, "h_vmem": True, **SIZE})
+        assert options.keywords["job_extra_directives"] == ["-pe threads 4", "-l mem_free=2G"]
+        options = resolve({"submit": "sge", "workers_per_node": 2, "pe": "", **SIZE})
+        assert options.keywords["job_extra_directives"] == ["-l mem_free=2G"]
