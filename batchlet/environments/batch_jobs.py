@@ -40,13 +40,24 @@ def job_grant(environ: Mapping[str, str]) -> Grant:
 
 
 def _gridengine(environ: Mapping[str, str]) -> Grant:
-    """Slots; ``PE_HOSTFILE`` has a line for each host, or for each of its queues: host, slots, queue, processors."""
+    """Slots; ``PE_HOSTFILE`` has a line for each host, or for each of its queues: host, slots, queue, processors.
+
+    Memory where the job has ``h_vmem``: each process is limited to that of all slots here, and so are all of them together.
+    """
     slots, hosts = whole_number(environ.get("NSLOTS")), whole_number(environ.get("NHOSTS"))
     lines = [line.split() for line in _lines(environ.get("PE_HOSTFILE", ""))]
     here = sum(whole_number(line[1]) or 0 for line in lines if len(line) > 1 and _is_here(line[0]))
-    if here:
-        return _cpus(here, "PE_HOSTFILE")
-    return _cpus(slots, "NSLOTS") if hosts in (None, 1) else Grant()
+    cpus = _cpus(here, "PE_HOSTFILE") if here else _cpus(slots, "NSLOTS") if hosts in (None, 1) else Grant()
+    return Grant(cpus.cpus, _address_space())
+
+
+def _address_space() -> Figure[int] | None:
+    try:
+        import resource
+    except ImportError:  # not there on Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY or soft < 0 else Figure(soft, "h_vmem (ulimit -v)")
 
 
 def _pbs(environ: Mapping[str, str]) -> Grant:

@@ -34,12 +34,29 @@ if __name__ == "__main__":
 
 
 def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine, place: Place) -> None:
-    """Nothing binds the job to its slots, and the script is started by itself: `NSLOTS` says how many threads there are."""
+    """Nothing binds the job to its slots: `NSLOTS` says how many threads there are, `h_vmem` how much memory."""
     script = place.script(SCRIPT)
     command = f"PATH={os.environ['PATH']} exec {sys.executable} {script}"
     result = place.run_only(
         *gridengine.enter(
-            "qsub", "-sync", "y", "-pe", "smp", "1", "-cwd", "-o", "out", "-e", "err", "-b", "y", "-shell", "y", command
+            "qsub",
+            "-sync",
+            "y",
+            "-pe",
+            "smp",
+            "1",
+            "-l",
+            "h_vmem=6G",
+            "-cwd",
+            "-o",
+            "out",
+            "-e",
+            "err",
+            "-b",
+            "y",
+            "-shell",
+            "y",
+            command,
         ),
         timeout=40,
     )
@@ -47,7 +64,7 @@ def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine,
     assert result.rc == 0, f"{result}\n{errors}"
     total, threads, memory = json.loads((place.cwd / "out").read_text().splitlines()[-1])
     assert (total, threads) == (45, 1)
-    assert memory <= psutil.virtual_memory().total / (os.cpu_count() or 1)
+    assert memory <= min(6 * 2**30, psutil.virtual_memory().total)
     assert "batchlet: local: 1 worker x 1 thread" in errors
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -77,6 +79,15 @@ def test_the_grant_is_read_from_the_jobs_variables(environ, expected):
 def test_the_grant_is_read_from_the_jobs_files(tmp_path, name, text, environ, expected):
     (tmp_path / "file").write_text(text.replace("HERE", HERE))
     assert granted({**environ, name: str(tmp_path / "file")})[0] == expected
+
+
+def test_gridengine_limits_memory_by_the_address_space():
+    code = (
+        "import os, resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
+        "from batchlet.environments.batch_jobs import job_grant; print(job_grant(os.environ).memory)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=GRIDENGINE, capture_output=True, text=True, check=True)
+    assert done.stdout == f"Figure(value={3 * GIB}, source='h_vmem (ulimit -v)')\n"
 
 
 def test_htcondor_grants_memory_too(tmp_path):
