@@ -167,6 +167,7 @@ class BatchletCluster(JobQueueCluster):  # type: ignore[misc]
     async def _close(self) -> None:
         if self.status != Status.closed and not self.keeper.is_closing:
             hush()
+            await self.keeper.cancel_waiting()
             await super()._close()
             await self.keeper.close()
         else:

@@ -9,12 +9,11 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distributed.core import Status
 
-from ..errors import BatchletError, SettingsError
+from ..errors import InputError, SettingsError
 from .commands import run, words_of
 from .systems import BatchSystem
 
@@ -24,10 +23,8 @@ __all__ = ["Keeper", "SubmitError", "SubmittedJob", "job_class", "load"]
 _TIMEOUT = 120.0
 
 
-class SubmitError(BatchletError):
+class SubmitError(InputError):
     """The batch system does not take a job, and says why."""
-
-    exit_code = 2
 
 
 class Keeper(Protocol):
@@ -42,13 +39,6 @@ class Keeper(Protocol):
 
     async def close_job(self, name: str) -> None:
         """End a job; never raises."""
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """What the submit command said when it failed."""
-
-    text: str
 
 
 class SubmittedJob:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import report
 from ..control.messages import Others
+from ..errors import InputError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
@@ -24,7 +25,6 @@ from . import hub as h
 from . import record as r
 from .custodian import Custodian
 from .desk import Desk
-from .job import SubmitError
 from .options import JobOptions
 from .watch import Watch
 
@@ -104,11 +104,28 @@ class JobKeeper:
         self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
-        self._rendezvous.publish(
-            CoordinatorRecord(run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate)
+        self._published = CoordinatorRecord(
+            run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
         )
+        self._publish()
         self._watch = Watch(self._system, self._desk.environ, self.book, self._seen)
         self._tasks += [self._loop.create_task(self._watch.run()), self._loop.create_task(self._tick())]
+
+    def _publish(self) -> None:
+        """Write the record, if it is not there: an agent that has lost this client, for whatever reason, removes it."""
+        self.prepare()
+        if self._rendezvous.latest() is None:
+            self._rendezvous.publish(self._published)
+
+    async def cancel_waiting(self) -> None:
+        """Cancel the jobs that have not begun, before others end and make room for them."""
+        waiting = [job for job in self.book.active if job.job_id and not job.hosts]
+        for job in waiting:
+            self.book.closes(job.name)
+        if waiting:
+            await self._desk.cancel(job.job_id for job in waiting)
+            for job in waiting:
+                self.book.ended(job.name)
 
     async def close(self) -> None:
         """End everything; what the batch system does not cancel now, the custodian goes on with."""
@@ -156,9 +173,10 @@ class JobKeeper:
         """Submit a job."""
         self.book.asked(job.name, job.nodes, time.monotonic())
         try:
+            self._publish()
             await self.check(job.job_script())
             await self._desk.submit(job)
-        except SubmitError as error:
+        except InputError as error:
             self._follow(self.book.not_submitted(job.name, str(error).rstrip(".")))
             return
         self._follow(self.book.submitted(job.name, job.job_id))

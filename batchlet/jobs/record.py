@@ -257,14 +257,27 @@ class JobBook:
             if record.left is not None and now - record.left > self._patience:
                 how = record.reason or "its agent is gone, and the batch system does not say why"
                 yield from self._lose(record, how, f"{record.title} {self._place(record)}is lost: {how}")
-            elif (
-                record.state in (SUBMITTED, PENDING) and not record.waited and now - record.since > self._start_timeout
-            ):
-                record.waited = True
-                why = f": {record.reason}" if record.reason else ""
-                yield Tell(f"{record.title} has been waiting for {now - record.since:.0f} s (start_timeout){why}")
+        yield from self._waiting(now)
 
     # What follows
+
+    def _waiting(self, now: float) -> Iterator[Action]:
+        """Say once of each job that it waits, in one line for all those of a moment, with the reasons if there are any."""
+        late = [
+            record
+            for record in self.active
+            if not (record.closing or record.waited)
+            and now - record.since > self._start_timeout + (self._patience if record.state == SUBMITTED else 0)
+            and record.state in (SUBMITTED, PENDING)
+        ]
+        if not late:
+            return
+        for record in late:
+            record.waited = True
+        whose = f"{late[0].title} has" if len(late) == 1 else f"{len(late)} jobs have"
+        reasons = sorted({record.reason for record in late if record.reason}) or ["the batch system does not say why"]
+        longest = max(now - record.since for record in late)
+        yield Tell(f"{whose} been waiting for {longest:.0f} s (start_timeout): {', '.join(reasons)}")
 
     @staticmethod
     def _place(record: JobRecord) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -76,20 +77,33 @@ def run_job_agent(name: str, record: str, count: int, local_directory: str | Non
         except StartTimeoutError:
             report.note(f"job {name} on node {node} ends: {record} is not there, so its cluster is closed")
             return 0
-        with contextlib.ExitStack() as stack:
+        agents: list[_JobAgent] = []
+
+        def signalled(number: int, _: object) -> None:
+            if not agents:
+                # Nothing has begun, and what there is of files is removed on the way.
+                sys.exit(128 + number)
+            agents[0].signalled(number)
+
+        with handled(signalled), contextlib.ExitStack() as stack:
             open_files.make_room(count, count)
             with quicker_import():
                 from ..dask_backend import fork_server, processes, scratch, workers
                 from ..dask_backend.compat.tls_connections import defer_authorities
             usual = environment.scratch_directories(os.environ)
-            directory = stack.enter_context(scratch.scratch(settings, usual, f"{path.stem}-{name}", quiet=True))
+            directory = stack.enter_context(scratch.scratch(settings, usual, name, quiet=True))
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(count, count))
             defer_authorities()
             fork_server.start(directory, count)
-            agent = _JobAgent(name, node, environment, found, directory)
-            with handled(lambda number, _: agent.signalled(number)):
-                return asyncio.run(agent.run())
+            agents.append(_JobAgent(name, node, environment, found, directory))
+            code = asyncio.run(agents[0].run())
+        if code == ClientLostError.exit_code:
+            # Where the client is there all the same, and this node alone is cut off, it writes them again.
+            rendezvous.withdraw(orphaned=True)
+            shutil.rmtree(path.with_suffix(".logs"), ignore_errors=True)
+            rendezvous.withdraw()
+        return code
     except EndError as error:
         report.failure(error)
         return error.exit_code
@@ -150,7 +164,7 @@ class _JobAgent:
         """Tell the client that the batch system is about to end this job; it sees to the results, and then ends this."""
         connection = self._connection
         if connection is None:
-            os._exit(128 + number)
+            sys.exit(128 + number)
         connection.send(Signalled(number, self._name))
         self._loop.call_soon_threadsafe(self._loop.call_later, self._settings.grace, self._over.set)
 

@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from cluster_slurm import SlurmCluster
-from run_helpers import Place, Result, eventually, json_line
+from jobs_helpers import Login
+from run_helpers import Place, json_line
 
 pytestmark = pytest.mark.slurm
 
-# What the scripts begin with. The login node has its own name for the network that all nodes share.
-HEAD = """
-import json, os, sys, time
-from batchlet import BatchletCluster
-
-def made(jobs=0, **options):
-    return BatchletCluster("slurm", jobs=jobs, scheduler_options={"interface": os.environ["LOGIN_INTERFACE"]},
-                           **{"cores": 2, "memory": "600MiB", "workers_per_node": 2, **options})
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, [str(job) for job in cluster.jobs]
-        time.sleep(0.05)
-
-def states():
-    return sorted(job.state for job in cluster.jobs)
-"""
-
 
 @pytest.fixture
-def client(cluster: SlurmCluster, place: Place):
-    """Run a script on the login node to its end; after it no job, no file and no process may be left."""
-
-    def jobs() -> str:
-        return place.run_only("squeue", "--noheader", "--format=%i %T %r").stdout.strip()
-
-    def run(script: str, *argv: str, timeout: float = 60, env=None) -> Result:
-        login = {"LOGIN_INTERFACE": f"slurm{cluster.instance}", **(env or {})}
-        result = place.run_only(sys.executable, place.script(HEAD + script), *argv, env=login, timeout=timeout)
-        eventually(lambda: not jobs(), 30, lambda: f"jobs are left: {jobs()}\n{result}", pause=0.2)
-        place.assert_nothing_left(set(), result)
-        return result
-
-    return run
+def login(cluster: SlurmCluster, place: Place) -> Login:
+    return Login(cluster, place)
 
 
 SYNCHRONOUS = """
@@ -88,8 +57,8 @@ print("RESULT", json.dumps(found))
 """
 
 
-def test_a_cluster_grows_and_shrinks_within_its_grant_and_tells_nobody_its_secrets(client):
-    result = client(SYNCHRONOUS)
+def test_a_cluster_grows_and_shrinks_within_its_grant_and_tells_nobody_its_secrets(login):
+    result = login.run(SYNCHRONOUS)
     assert result.rc == 0, result
     found = json.loads(json_line(result.stdout))
     assert found["states"] == ["joined"]
@@ -120,14 +89,16 @@ async def main():
         names = sorted(w["name"].removeprefix(cluster.name) for w in cluster.scheduler_info["workers"].values())
         await cluster.scale(cores=8)
         await client.wait_for_workers(8)
+        while "running" in states():
+            await asyncio.sleep(0.05)
         print("RESULT", json.dumps([len(set(nodes.values())), names, states()]))
 
 asyncio.run(main())
 """
 
 
-def test_a_job_of_two_nodes_brings_workers_on_both_and_awaits_like_any_other_cluster(client):
-    result = client(ASYNCHRONOUS)
+def test_a_job_of_two_nodes_brings_workers_on_both_and_awaits_like_any_other_cluster(login):
+    result = login.run(ASYNCHRONOUS)
     assert result.rc == 0, result
     assert json.loads(json_line(result.stdout)) == [2, ["-0-0", "-0-1", "-0-2", "-0-3"], ["joined", "joined"]]
     assert len(result.errors) == 1, result
