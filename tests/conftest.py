@@ -19,7 +19,7 @@ UNIT = Path(__file__).parent / "unit"
 @pytest.fixture(autouse=True)
 def _scrubbed_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the launcher, the Dask or the Batchlet that happens to surround it; a test of a launcher does."""
-    if any(request.node.get_closest_marker(name) for name in ("slurm", "mpirun", "mpi")):
+    if any(request.node.get_closest_marker(name) for name in ("slurm", "gridengine", "mpirun", "mpi")):
         return
     for name in list(os.environ):
         if name.startswith(FOREIGN):

@@ -10,5 +10,7 @@ FOREIGN = (
     "PMI_", "PMI2_", "PMIX_", "OMPI_", "PRTE_", "MPI_LOCAL", "MV2_", "I_MPI_",
     # other launchers: PALS (Cray), Flux, JSM (jsrun)
     "PALS_", "FLUX_", "JSM_",
+    # jobs of other batch systems than Slurm
+    "SGE_TASK_ID", "PBS_", "LSB_", "OAR_", "_CONDOR_",
     "DASK_", "BATCHLET_",
 )  # fmt: skip

@@ -261,23 +261,23 @@ class BatchJob:
         return dict(re.findall(r"(\S+?)=(\S*)", shown.stdout))
 
 
-def unavailable(reason: str) -> NoReturn:
-    """Skip, or fail where Slurm is a must."""
-    if "slurm" in os.environ.get("BATCHLET_REQUIRE", "").replace(",", " ").split():
-        pytest.fail(f"BATCHLET_REQUIRE contains slurm, but: {reason}", pytrace=False)
+def unavailable(reason: str, need: str = "slurm") -> NoReturn:
+    """Skip, or fail where Slurm, or what else is needed, is a must."""
+    if need in os.environ.get("BATCHLET_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(f"BATCHLET_REQUIRE contains {need}, but: {reason}", pytrace=False)
     pytest.skip(reason)
 
 
 @contextlib.contextmanager
-def reserved_instance() -> Iterator[int]:
+def reserved_instance(system: str = "slurm") -> Iterator[int]:
     """Reserve the number of a test cluster; the kernel takes it back when this process ends, however that happens."""
-    first = int(os.environ.get("BATCHLET_TEST_SLURM_INSTANCE", "1"))
+    first = int(os.environ.get(f"BATCHLET_TEST_{system.upper()}_INSTANCE", "1"))
     for instance in range(first, first + 20):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
             try:
-                holder.bind(f"\0batchlet-tests-slurm-{instance}")
+                holder.bind(f"\0batchlet-tests-{system}-{instance}")
             except OSError:
                 continue
             yield instance
             return
-    pytest.fail(f"20 other test sessions use the Slurm instances from {first} on")
+    pytest.fail(f"20 other test sessions use the {system} instances from {first} on")

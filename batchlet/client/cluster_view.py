@@ -126,9 +126,11 @@ def html(session: Session) -> str:
 
     Without colours of its own, so that it is readable on a dark page too.
     """
-    rows, start = [("state", escape(session.state))], session.start_info
+    state, start = session.state, session.start_info
+    lost = session._backend.root_cause() if state == "running" else None
+    rows = [("state", escape(state if lost is None else f"lost: {lost}"))]
     limits = ""
-    if start is not None and session.state == "running":
+    if start is not None and state == "running" and lost is None:
         threads, memory = (_range(map(str, start.threads)), _range(describe_bytes(size) for size in start.memory))
         nodes = f" on {start.nodes} nodes" if start.nodes > 1 else ""
         rows.append(

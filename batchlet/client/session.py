@@ -17,6 +17,7 @@ from ..settings import Settings
 from . import by_hand, dask_clients
 from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
+from .membership import Membership
 from .refusal import give_up, refuse
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class Session:
                 return
             self._known = Rank.identify(settings, os.environ, self._began)
             self._made = _backend(self._known, options)
-            self._advice = advice(self._known)
+            if Membership.of_this_process() is None:
+                # In a later block the ranks have been waiting since the first one.
+                self._advice = advice(self._known)
         except EndError as error:
             self.refuse(error)
 
@@ -212,7 +215,8 @@ class Session:
         from ..dask_backend.logs import hush
 
         hush()
-        if not told or self._typed:
+        if not told:
+            # Else rank 0 has said it, and a notebook shows that where the cell of the moment is.
             report.failure(error, time.monotonic() - self._began)
         if not self._typed:
             self._guard.deliver(error)

@@ -209,6 +209,8 @@ class State(Ending):
     def _participants_lost(self, peer: Peer, participants: list[str]) -> None:
         """Ranks are gone, and the workers that they brought; with their agent, all that it had."""
         gone = self._roster.remove(peer, participants)
+        if self._phase in (PAUSING, IDLE) and self._block > 0:
+            self._out.add(e.NoteLoss(wording.died_between(wording.called_together(participants), peer.node)))
         if self._phase not in (STARTING, RUNNING) or self._rules is None:
             return
         self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))

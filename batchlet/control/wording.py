@@ -12,6 +12,7 @@ __all__ = [
     "called_together",
     "client_lost",
     "died_at_start",
+    "died_between",
     "died_with_workers",
     "incomplete",
     "missing_parts",
@@ -88,6 +89,11 @@ def died_at_start(where: str) -> str:
 def died_with_workers(where: str, gone: int) -> str:
     """Say that a rank has died that had workers."""
     return f"{where} died and {workers_counted(gone)} with it"
+
+
+def died_between(what: str, node: str) -> str:
+    """Say that ranks have died while there was no block."""
+    return f"{what} on node {node} died after a block; there is none of its workers in the next one"
 
 
 def missing_parts(

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from ..launch_variables import SLURM_CPUS_ON_NODE, SLURM_JOB_ID
 from .base import Figure, Grant, ProcessInfo
+from .batch_jobs import job_grant
 from .slurm import SlurmStep, WithinSlurm
 
 __all__ = ["Local"]
@@ -37,12 +38,12 @@ class Local(WithinSlurm):
         )
 
     def grant(self, environ: Mapping[str, str]) -> Grant:
-        """Give nothing, so that affinity mask, cgroup and host decide; inside a Slurm job this process's share of it.
+        """Give nothing, so that affinity mask, cgroup and host decide; inside a batch job this process's share of it.
 
         ``mode="local"`` in a batch script, or in each task of a step, must not take what belongs to others.
         """
         if SLURM_JOB_ID not in environ or SLURM_CPUS_ON_NODE not in environ:
-            return Grant()
+            return job_grant(environ)
         step = SlurmStep()
         grant = step.grant(environ)
         tasks = len(step.process(environ).local_ranks) if step.detect(environ) else 1

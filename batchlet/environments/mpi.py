@@ -33,6 +33,7 @@ from ..launch_variables import (
     whole_number,
 )
 from .base import OVERSUBSCRIBED, Figure, Grant, ProcessInfo, expand_counts, read_int
+from .batch_jobs import job_grant
 from .slurm import SlurmStep, WithinSlurm, node_memory
 
 __all__ = ["Mpi"]
@@ -158,6 +159,10 @@ class Mpi(WithinSlurm):
                 whole = here == launchers
                 each = f"CPU affinity ({own} for each of {local_size} ranks)"
                 cpus = Figure(here, "CPU affinity of the launcher" if whole else each)
+            granted = job_grant(environ)
+            memory = granted.memory
+            if granted.cpus is not None and granted.cpus.value < here:
+                cpus, here = granted.cpus, granted.cpus.value
         if local_size > here:
             cpus = Figure(local_size, f"{variable} {OVERSUBSCRIBED}")
         return Grant(cpus, memory)

@@ -56,6 +56,8 @@ class BatchletCluster(KeptCluster):
         The fields of `batchlet.settings.Settings` (``cores`` and ``memory`` are those of one node of a job), each also
         as a variable ``BATCHLET_DASK_CLUSTER__<NAME>``; all others are those of dask-jobqueue's jobs (``queue``,
         ``account``, ``job_extra_directives``, ...), whose configuration files ``jobqueue.<system>.*`` hold.
+        For gridengine also ``pe`` (the parallel environment that grants the job's slots, by default "smp"; "" for none),
+        and ``h_vmem`` or ``mem_free`` (memory for each slot, such as "4G"; True for the job's memory by its slots).
 
     Raises
     ------

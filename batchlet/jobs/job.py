@@ -45,6 +45,7 @@ class SubmittedJob:
     """What is put in front of dask-jobqueue's class of a job."""
 
     keeper: Keeper
+    system: BatchSystem
     nodes: int
     status: Status
     name: str
@@ -78,7 +79,8 @@ class SubmittedJob:
         """
         job: Any = self
         with job.job_file() as script:
-            text = await job._submit_job(script)
+            command = self.system.submit(script, job.log_directory)
+            text = await (job._submit_job(script) if command is None else self._call(command))
             try:
                 return str(job._job_id_from_submit_output(text))
             except ValueError:
@@ -126,7 +128,7 @@ def job_class(system: BatchSystem, keeper: Any, nodes: int) -> type:
     """Make the class of a cluster's jobs."""
     module, _, name = system.job_class.rpartition(".")
     base = getattr(importlib.import_module(module), name)
-    return type(name, (SubmittedJob, base), {"keeper": keeper, "nodes": nodes})
+    return type(name, (SubmittedJob, base), {"keeper": keeper, "system": system, "nodes": nodes})
 
 
 def python_command(python: str | None, prefix: Sequence[str]) -> str:

@@ -112,8 +112,10 @@ def resolve(given: Mapping[str, Any]) -> JobOptions:
     extra = of_site("job-extra-directives") if extra is None else extra
     # HTCondor's are a mapping.
     directives = _several(extra, None)
+    said = [*directives, str(job.get("resource_spec") or of_site("resource-spec") or "")]
+    chosen = {name: job.pop(name) if name in job else of_site(name.replace("_", "-")) for name in system.options}
     own = system.directives(
-        size.cores, size.memory, directives, **{name: job.pop(name) for name in system.options if name in job}
+        size.cores, size.memory, said, **{name: value for name, value in chosen.items() if value is not None}
     )
     skip = _several(job.pop("job_directives_skip", None), of_site("job-directives-skip"))
     prefix: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-from .commands import run
+from .. import report
+from .commands import Answer, run, words_of
 from .record import JobBook
 from .systems import BatchSystem, Seen
 
@@ -15,6 +16,10 @@ __all__ = ["Watch"]
 _EVERY = 10.0
 # Seconds before the first question about something: most jobs start at once.
 _FIRST = 2.0
+# Seconds that the system may take to account for a job that has left the queue; gridengine does so every 15 s by default.
+_ACCOUNTED = 16.0
+# Failures in a row after which it is said that the system does not answer: once now and then is nobody's business.
+_FAILURES = 2
 
 
 class Watch:
@@ -45,6 +50,8 @@ class Watch:
         self._seen = seen
         self._wanted = asyncio.Event()
         self._last = -_EVERY
+        self._failures = 0
+        self._missed: dict[str, float] = {}
 
     def ask(self) -> None:
         """Have it asked soon."""
@@ -68,18 +75,37 @@ class Watch:
         if not ids:
             return
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(None, run, self._system.query(ids), self._environ)
+        command = self._system.query(ids)
+        answer = await loop.run_in_executor(None, run, command, self._environ)
         if answer.code and not self._system.none_left(answer.code, answer.err):
+            self._failed(answer)
             return
-        found = self._system.parse(answer.out)
+        if self._failures >= _FAILURES:
+            report.note(f"{self._system.title} answers again")
+        self._failures = 0
+        answered = self._system.parse(answer.out)
+        found = {job: seen for job in ids if (seen := self._system.find(answered, job)) is not None}
         missing = [job for job in ids if job not in found]
-        command = self._system.finished(missing) if missing else None
-        if command is not None:
-            more = await loop.run_in_executor(None, run, command, self._environ)
-            if not more.code:
-                found |= self._system.parse_finished(more.out)
-        for job in ids:
-            seen = found.get(job, Seen("ended"))
+        finished = self._system.finished(missing) if missing else None
+        if finished is not None:
+            # It may fail, where there is no accounting.
+            more = await loop.run_in_executor(None, run, finished, self._environ)
+            accounted = self._system.parse_finished(more.out)
+            found |= {job: seen for job in missing if (seen := self._system.find(accounted, job)) is not None}
+        now = time.monotonic()
+        self._missed = {job: self._missed.get(job, now) for job in missing if job not in found}
+        patience = 0.0 if finished is None or self._system.settled_by_query else _ACCOUNTED
+        found |= {job: Seen("ended") for job, since in self._missed.items() if now - since >= patience}
+        self._tell(found)
+
+    def _failed(self, answer: Answer) -> None:
+        """Say, once, that the system does not answer."""
+        self._failures += 1
+        if self._failures == _FAILURES:
+            report.note(f"{self._system.title} does not say what jobs do ({words_of(answer)}); it will be asked again")
+
+    def _tell(self, found: Mapping[str, Seen]) -> None:
+        for job, seen in found.items():
             if seen.state == "unknown":
                 continue
             said = ", ".join(dict.fromkeys(word for word in (seen.word, seen.reason) if word))

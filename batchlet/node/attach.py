@@ -51,6 +51,8 @@ __all__ = [
 
 _PREFIX = "BATCHLET_DASK_CLUSTER__"
 _PAUSE = 0.005
+# Seconds for the shell that removes the scratch of an agent that was killed.
+_JANITOR = 2.0
 # How often a rank looks for an agent again whose predecessor has died before it had answered.
 _TRIES = 2
 # Seconds by which a rank waits longer for the agent than rank 0 and the agent wait, who can say more.
@@ -313,10 +315,14 @@ class AgentConnection:
         import subprocess
 
         try:
-            return process.wait(self._stop_timeout)
+            code = process.wait(self._stop_timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait()
+            code = process.wait()
+        if code < 0:
+            # Killed: see `wait.sh`.
+            time.sleep(_JANITOR)
+        return code
 
 
 def _receive(connection: _socket.socket, rest: bytes) -> tuple[str, bytes]:

@@ -43,6 +43,8 @@ if [ -n "$agent" ]; then
         wait "$agent"
         ended=$?
     done
+    # It was killed, and its scratch is being removed: Slurm would kill that shell too if this node had no rank any more.
+    [ "$ended" -gt 128 ] && sleep 2
     if [ -z "$accepted" ]; then
         # 2: something in the input is wrong, which rank 0 says.
         [ "$ended" = 2 ] && exit 2

@@ -28,8 +28,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster_commands import DAEMON_PATH, ClusterError, last_line, make_directory, run, wait, write
@@ -60,13 +60,17 @@ listener_threads    1
 worker_threads      1
 scheduler_threads   1
 """
+# $0 the anchor. The directory has to be entered once more: a new mount namespace begins at the root.
+ENTER = """
+exec nsenter --target="$0" --net --uts --mount sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
+"""
 # What the test cluster has otherwise than Debian's default.
 CONFIGURATION = {
     "execd_spool_dir": "{state}/spool/execd",
     "mailer": "/bin/true",
     "min_uid": "0",
     "min_gid": "0",
-    "load_report_time": "00:00:02",
+    "load_report_time": "00:00:01",
     "execd_params": "INHERIT_ENV=false",
     "reporting_params": "accounting=true reporting=false flush_time=00:00:01 accounting_flush_time=00:00:00 joblog=false "
     "sharelog=00:00:00",
@@ -222,7 +226,8 @@ class GridEngine:
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a short command on the login node."""
-        return run(*self.enter(*command), env={**self.env(), "PATH": DAEMON_PATH})
+        # Debian's wrappers find out, each time, where gridengine is.
+        return run(*self.enter(*command), env={**self.env(), "PATH": f"{PROGRAMS}:{DAEMON_PATH}"})
 
     # ---------------------------------------------------------------------------------------------- building
 
@@ -239,13 +244,13 @@ class GridEngine:
         self._spool()
         self._daemon(anchors[self.login_name], "sge_qmaster")
         wait(lambda: self.call("qconf", "-sm").returncode == 0, self.up_timeout, lambda: "sge_qmaster does not answer")
-        self._configure()
+        self._asked("qconf", "-ah", ",".join(self.node_names))
         # Each takes a second, most of which it waits.
-        starts = [threading.Thread(target=self._daemon, args=(anchors[name], "sge_execd")) for name in self.node_names]
+        with ThreadPoolExecutor() as pool:
+            starts = [pool.submit(self._daemon, anchors[name], "sge_execd") for name in self.node_names]
+            self._configure()
         for start in starts:
-            start.start()
-        for start in starts:
-            start.join()
+            start.result()
         wait(self._all_ready, self.up_timeout, lambda: f"the nodes are not ready:\n{self.call('qstat', '-f').stdout}")
         self._ready.touch()
 
@@ -299,7 +304,6 @@ class GridEngine:
             "schedd_job_info": "true",
         }
         write(self.state_dir / "scheduler", changed(scheduler, changes))
-        self._asked("qconf", "-ah", ",".join(self.node_names))
         self._asked("qconf", "-as", ",".join(self.node_addresses))
         for option, name in (("-Ahgrp", "hostgroup"), ("-Ap", "smp"), ("-Aq", "queue"), ("-Msconf", "scheduler")):
             self._asked("qconf", option, str(self.state_dir / name))
@@ -336,8 +340,7 @@ class GridEngine:
         """Give the command line that runs a command on the node with that anchor."""
         if anchor_pid is None:
             raise ClusterError(f"gridengine instance {self.instance} is down")
-        enter = ["nsenter", f"--target={anchor_pid}", "--net", "--uts", "--mount"]
-        return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd()), *command]
+        return ["sh", "-c", ENTER, str(anchor_pid), *command]
 
     def _login_node(self) -> int | None:
         """Give the process that holds the login node's namespaces; `None` where it is gone."""

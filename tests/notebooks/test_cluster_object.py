@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 
@@ -132,7 +133,9 @@ sys.stdout.write("RESULT " + json.dumps(asyncio.run(main())) + "\\n")
 
 def test_the_cluster_manager_of_dask_labextension_works(place: Place) -> None:
     """It awaits, lists, describes and closes clusters, one after the other, and cannot change their size."""
-    pytest.importorskip("dask_labextension", reason="no dask-labextension (pip install dask-labextension)")
+    # Not imported here: it wants the main thread's event loop.
+    if importlib.util.find_spec("dask_labextension") is None:
+        pytest.skip("no dask-labextension (pip install dask-labextension)")
     result = place.run(sys.executable, place.script(MANAGER))
     assert result.rc == 0, str(result)
     started, listed, refusal, closed, again, over = json.loads(json_line(result.stdout))

@@ -65,7 +65,20 @@ def test_interrupting_a_cell_raises_in_that_cell_and_leaves_the_cluster_alone(ce
     assert end["seconds"] < 15
 
 
-@pytest.mark.parametrize("how", ["shutdown", "restart", "kill"])
+# What does not depend on where the kernel runs.
+LOCAL = pytest.mark.parametrize("cells", ["local"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "how"),
+    [
+        ("local", "shutdown"),
+        ("local", "kill"),
+        pytest.param("salloc", "restart", marks=pytest.mark.slurm),
+        pytest.param("salloc", "kill", marks=pytest.mark.slurm),
+    ],
+    indirect=["cells"],
+)
 def test_a_kernel_that_ends_without_close_leaves_nothing_behind(cells, how: str) -> None:
     """Shut down, restarted or killed while workers are busy: no process and no file is left, and a new kernel works."""
     steps = [*BEGIN, "futures = client.map(time.sleep, [60] * 4, pure=False); time.sleep(0.5)", {"do": how}]
@@ -92,6 +105,7 @@ def test_sigterm_ends_a_running_cell_then_the_run_then_the_kernel_with_143(cells
     assert cell["seconds"] + kernel["seconds"] < 15, (cell, kernel)
 
 
+@LOCAL
 def test_sigterm_ends_an_idle_kernel_with_143(cells) -> None:
     """Without a cell that runs, SIGTERM ends run and kernel at once."""
     (*_, kernel), _ = cells(*BEGIN, {"do": "terminate"})
@@ -118,6 +132,7 @@ def test_top_level_await_starts_uses_and_closes_an_asynchronous_cluster(cells) -
     assert again["error"] == "RuntimeError: This BatchletRunner was used before, and is closed. Make a new one."
 
 
+@LOCAL
 def test_misuse_is_one_sentence_and_the_session_goes_on(cells) -> None:
     """Started twice, scaled, made with an unknown option: an error in that cell, once, and the cluster works on."""
     (*_, twice, scale, adapt, unknown, result), _ = cells(
@@ -131,6 +146,7 @@ def test_misuse_is_one_sentence_and_the_session_goes_on(cells) -> None:
     assert result["plain"] == "6", result
 
 
+@LOCAL
 def test_a_cell_that_is_run_again_gets_the_same_cluster(cells) -> None:
     """A second runner beside a running one is another name for it, for `close` too."""
     (*_, second, result, close, first), _ = cells(
@@ -147,6 +163,7 @@ def test_a_cell_that_is_run_again_gets_the_same_cluster(cells) -> None:
     assert "running" not in first["plain"], first
 
 
+@LOCAL
 def test_a_with_in_a_cell_ends_with_the_interrupt_of_the_cell(cells) -> None:
     """What is written as a script behaves as one: the interrupt leaves the block, and the cluster ends."""
     block = (
@@ -156,3 +173,25 @@ def test_a_with_in_a_cell_ends_with_the_interrupt_of_the_cell(cells) -> None:
     assert cell["error"].startswith("InterruptedRunError: "), cell
     assert "batchlet: Ctrl-C" in cell["text"] or "ended by" in cell["text"], cell
     assert "closed" in after["html"], after
+
+
+@pytest.mark.parametrize("cells", [pytest.param("salloc", marks=pytest.mark.slurm)], indirect=True)
+def test_a_cluster_that_is_lost_is_told_and_the_kernel_stays(cells) -> None:
+    """The scheduler's process is killed in an allocation: the reason is shown, the cell ends, what the session has stays."""
+    (*_, kill, cell, kept, state, again, end), _ = cells(
+        *BEGIN,
+        "import os, signal\npid = client.run_on_scheduler(os.getpid)\nmine = 41\nos.kill(pid, signal.SIGKILL)",
+        BUSY,
+        "mine + 1",
+        "runner",
+        SUM,
+        {"do": "shutdown"},
+    )
+    assert kill["status"] == "ok", kill
+    assert cell["status"] == "error", cell
+    assert cell["seconds"] < 30, cell
+    assert kept["plain"] == "42", kept
+    assert again["status"] == "error", again
+    assert "lost: The scheduler, a process of rank 0 on node " in state["html"], state
+    assert "was killed by SIGKILL" in state["html"], state
+    assert end["seconds"] < 15, end

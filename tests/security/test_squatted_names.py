@@ -101,8 +101,11 @@ def nodes_of(cluster: Any) -> list[Standpoint]:
     return [point for point in standpoints(cluster) if point.name in cluster.node_names]
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("mode", ["srun", "allocation", MPIRUN])
+# Each manner, and the worst of them, a `connect` that would wait for ever, wherever ranks come from.
+@pytest.mark.parametrize(
+    ("mode", "manner"),
+    [*(("srun", manner) for manner in MANNERS), ("allocation", "full backlog"), (MPIRUN, "full backlog")],
+)
 def test_squatters_on_all_nodes_cost_three_seconds_and_one_line(
     slurm_place: Place, cluster: Any, mode: str, manner: str
 ) -> None:
@@ -114,8 +117,9 @@ def test_squatters_on_all_nodes_cost_three_seconds_and_one_line(
     assert len(said) == 1, f"one line names the fact, the first node that has noticed: {said}"
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("place_in_run", [0, 1])
+@pytest.mark.parametrize(
+    ("place_in_run", "manner"), [(0, "accepts and says nothing"), (1, "accepts and says nothing"), (1, "never listens")]
+)
 def test_a_squatter_on_one_node_is_named_in_one_line(
     slurm_place: Place, cluster: Any, place_in_run: int, manner: str
 ) -> None:

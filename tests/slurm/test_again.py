@@ -128,6 +128,39 @@ def test_a_client_that_ends_hard_between_two_blocks_ends_the_run(place: Place) -
     assert result.seconds < 20
 
 
+AGENT = """
+import os, signal, sys, time
+from batchlet import BatchletRunner
+
+def agent():
+    import psutil, socket
+    return socket.gethostname(), psutil.Process().parents()[1].pid
+
+def block():
+    with BatchletRunner() as runner:
+        from dask.distributed import Client
+        with Client(runner) as client:
+            return dict(client.run(agent).values()), client.submit(sum, [1, 2]).result()
+
+agents, _ = block()
+time.sleep(2)
+os.kill(agents[max(agents)], signal.SIGKILL)
+time.sleep(1)
+agents, three = block()
+print(len(agents), three)
+"""
+
+
+def test_an_agent_that_dies_between_two_blocks_is_told_and_the_next_goes_on_without(place: Place) -> None:
+    result = place.run("srun", "-N2", "-n6", sys.executable, place.script(AGENT), timeout=90)
+    assert (result.rc, result.stdout) == (0, "1 3\n"), str(result)
+    died = [line for line in result.errors if "died after a block" in line]
+    assert len(died) == 1, str(result)
+    assert "rank 5 on node" in died[0].replace("ranks", "rank").replace("3, 4, 5", "5"), str(result)
+    # What ran before the second block is no loss at a start.
+    assert not any("for nothing" in line for line in result.errors), str(result)
+
+
 FIXTURE = """
 import pytest
 from batchlet import BatchletRunner

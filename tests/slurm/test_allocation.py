@@ -89,8 +89,7 @@ def names(place: Place, count: int) -> list[str]:
     return sorted(set(shown))[:count]
 
 
-@pytest.mark.parametrize("nodes", [2, 4])
-@HOW
+@pytest.mark.parametrize(("how", "nodes"), [(in_batch, 4), (in_salloc, 2)], ids=["sbatch", "salloc"])
 def test_python_alone_computes_on_all_nodes_and_leaves_no_step(place: Place, how, nodes: int) -> None:
     """`python app.py` without srun computes on the workers of all nodes, ends with 0, and leaves no step."""
     script = f"python {place.script(NODES)}; code=$?; {STEPS_LEFT}; exit $code"
@@ -225,8 +224,9 @@ print("sum", client.submit(lambda number: number + 1, 41).result())
 LEFT = 'runner.__exit__(None, None, None)\nprint("status", runner.status.name)\n'
 
 
-@pytest.mark.parametrize("interactive", [True, False], ids=["typed", "piped"])
-@pytest.mark.parametrize("leaves", [True, False], ids=["left", "left open"])
+@pytest.mark.parametrize(
+    ("interactive", "leaves"), [(True, False), (False, True)], ids=["typed, left open", "piped, left"]
+)
 def test_the_cluster_of_a_session_is_gone_with_the_session(place: Place, interactive: bool, leaves: bool) -> None:
     """In a session the cluster is there from statement to statement, and gone with the session even if not left."""
     command = "python -i -q" if interactive else "python"

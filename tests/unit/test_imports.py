@@ -47,7 +47,7 @@ ROOMS = (
         "environments",
         (
             ("environments.base",),
-            ("environments.slurm",),
+            ("environments.slurm", "environments.batch_jobs"),
             ("environments.mpi", "environments.local"),
             ("environments",),
         ),

@@ -150,7 +150,10 @@ class TestGridEngine:
         assert seen["21"].end is not None
         assert (seen["22.1"].state, seen["22.2"].state, seen["23.8"].state) == ("running", "pending", "running")
         assert seen["22.2"].reason == "All queues dropped because of overload or full"
-        assert (seen["15"].state, seen["17"].reason) == ("pending", "Job is in hold state")
+        assert (seen["15"].state, seen["17"].reason) == (
+            "pending",
+            "All queues dropped because of overload or full; Job is in hold state",
+        )
         assert (seen["17"].state, seen["17"].word) == ("pending", "hqw")
 
     def test_a_job_that_could_not_start_is_stuck_and_says_why(self):
@@ -164,7 +167,7 @@ class TestGridEngine:
         assert (seen["1"].state, seen["1"].exit_code, seen["1"].node) == ("failed", 3, "g0n2")
         assert (seen["3.2"].state, seen["3.2"].exit_code) == ("ended", 0)
         assert (seen["5"].exit_code, seen["5"].reason) == (-9, "qmaster enforced h_rt, h_cpu, or h_vmem limit")
-        assert (seen["16.2"].exit_code, seen["16.2"].reason) == (-9, "assumedly after job")
+        assert (seen["16.2"].exit_code, seen["16.2"].reason) == (-9, "killed by qdel or for a limit")
 
     def test_another_gridengine_has_another_column(self):
         text = "    7 0.55500 dask-worke me           r     11/25/2026 23:01:48.123 long@n1.site   jclass   4 2\n"

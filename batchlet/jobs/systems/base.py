@@ -165,6 +165,18 @@ class BatchSystem(ABC):
         """Read what `finished` has printed."""
         return self.parse(text)
 
+    def submit(self, script: str, logs: str | None) -> list[str] | None:  # noqa: ARG002
+        """Give the command that submits a job script and prints the job's id; `None` for dask-jobqueue's own.
+
+        Parameters
+        ----------
+        script : str
+            The file; it is removed as soon as the command has ended.
+        logs : str, optional
+            Directory for the job's output.
+        """
+        return None
+
     def check(self, script: str) -> list[str] | None:  # noqa: ARG002
         """Give the command that has the system look at a job script without submitting it; `None` where there is none.
 

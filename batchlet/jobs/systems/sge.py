@@ -20,6 +20,8 @@ _ROW = re.compile(
     r"\s*(\d+)\s+[\d.]+\s+(?:\S.*?\s)?(\S+)\s+([a-zA-Z]+)\s+(\d\d/\d\d/\d{4} \d\d:\d\d:\d\d)(?:\.\d+)?\s+(.*)"
 )
 _MIB = 2**20
+# accounting(5), "failed": the job has run, and a signal has ended it.
+_KILLED = "100"
 
 
 class GridEngine(BatchSystem):
@@ -92,8 +94,9 @@ class GridEngine(BatchSystem):
             fine = failed.strip() == "0" and code == 0
             seen[f"{job}.{task}" if task.isdecimal() else job] = Seen(
                 state="ended" if fine else "failed",
-                word="" if fine else f"failed {failed.strip()}",
-                reason=words.strip(),
+                word="" if failed.strip() == "0" else f"failed {failed.strip()}",
+                # Its own words for a job that was killed are "assumedly after job".
+                reason="killed by qdel or for a limit" if failed.strip() == _KILLED else words.strip(),
                 exit_code=code,
                 node=values.get("hostname", ""),
                 end=moment(values.get("end_time", "").partition(".")[0], "%a %b %d %H:%M:%S %Y"),

@@ -1,0 +1,109 @@
+"""A submitted job's script is dask-jobqueue's own, for the same options, but for the worker's command and what is told here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+
+pytest.importorskip("dask_jobqueue")
+
+from batchlet.jobs.job import job_class
+from batchlet.jobs.options import resolve
+from batchlet.jobs.systems import SYSTEMS, BatchSystem
+
+SIZE = {"cores": 4, "memory": "8GiB"}
+OF_ALL = {"job_script_prologue": ["module load python", "export A=b"], "shebang": "#!/bin/sh", "job_name": "mine"}
+# Options of the system that change its script; all of dask-jobqueue's, but for those that settle what Batchlet settles.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "slurm": {"queue": "long", "account": "me", "walltime": "01:00:00", "job_extra_directives": ["--constraint=x"],
+              "job_directives_skip": ["--mem="], "job_cpu": 4, "job_mem": "8G"},
+    "sge": {"queue": "long", "project": "me", "resource_spec": "m=1", "walltime": "01:00:00",
+            "job_extra_directives": ["-R y"]},
+    "pbs": {"queue": "long", "account": "me", "walltime": "01:00:00", "job_extra_directives": ["-V"],
+            "resource_spec": "select=1:ncpus=4:mem=8GB"},
+    "lsf": {"queue": "long", "project": "me", "walltime": "01:00", "lsf_units": "mb", "use_stdin": True,
+            "job_extra_directives": ["-u me"]},
+    "htcondor": {"disk": "1GB", "job_extra_directives": {"MY.Group": '"x"'}},
+    "oar": {"queue": "long", "project": "me", "walltime": "01:00:00", "memory_per_core_property_name": "memcore",
+            "job_extra_directives": ["-p x"]},
+    "moab": {"queue": "long", "account": "me", "walltime": "01:00:00", "job_extra_directives": ["-V"]},
+    "local": {},
+}  # fmt: skip
+ADDED = {"sge": ["#$ -pe smp 4"]}
+
+
+def scripts(system: BatchSystem, logs: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Give the lines of dask-jobqueue's script and of ours."""
+    options = resolve({"submit": system.name, "workers_per_node": 2, **SIZE, **given})
+    ours = job_class(system, None, 1)("tls://host:1", name="c-0", **options.for_record("/record", str(logs)))
+    module, _, name = system.job_class.rpartition(".")
+    theirs = getattr(importlib.import_module(module), name)(
+        "tls://host:1", name="c-0", processes=2, log_directory=str(logs), **SIZE, **given
+    )
+    return theirs.job_script().splitlines(), ours.job_script().splitlines()
+
+
+def differences(theirs: list[str], ours: list[str]) -> tuple[list[str], list[str]]:
+    changed = [line for line in difflib.ndiff(theirs, ours) if line[0] in "+-"]
+    return [line[2:] for line in changed if line[0] == "-"], [line[2:] for line in changed if line[0] == "+"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+@pytest.mark.parametrize("as_file", [False, True], ids=["keywords", "configuration file"])
+def test_the_script_is_dask_jobqueues_own_but_for_the_workers_command(system, as_file, tmp_path):
+    given = {**OPTIONS[system.name], **({} if system.name == "local" else OF_ALL)}
+    if system.name == "local":
+        # Its class settles the shebang itself.
+        given["job_name"] = "mine"
+    section = {name.replace("_", "-"): value for name, value in given.items()} if as_file else {}
+    if as_file and "job-name" in section:
+        section["name"] = section.pop("job-name")
+    with dask.config.set({f"jobqueue.{system.name}.{name}": value for name, value in section.items()}):
+        theirs, ours = scripts(system, tmp_path / "logs", {} if as_file else given)
+    removed, added = differences(theirs, ours)
+    assert len(removed) == 1, removed
+    assert "-m distributed.cli.dask_worker tls://host:1" in removed[0]
+    command = [line for line in added if "-m batchlet.job tls://host:1" in line]
+    assert [line for line in added if line not in command] == ADDED.get(system.name, [])
+    assert len(command) == 1
+    assert f"{shlex.quote(sys.executable)} -m batchlet.job" in command[0]
+    assert "--record /record --workers 2" in command[0]
+    # Neither a secret nor a key: a job's script is there for everybody to read on many systems.
+    assert not [line for line in ours if "tls-" in line or "secret" in line or "BEGIN" in line]
+
+
+def test_a_job_of_several_nodes_of_slurm_has_one_process_on_each(tmp_path):
+    system = SYSTEMS[0]
+    theirs, ours = scripts(system, tmp_path / "logs", {})
+    options = resolve({"submit": "slurm", "workers_per_node": 2, "nodes_per_job": 3, **SIZE})
+    job = job_class(system, None, 3)(
+        "tls://host:1", name="c-0", **options.for_record("/record", str(tmp_path / "logs"))
+    )
+    removed, added = differences(ours, job.job_script().splitlines())
+    assert "#SBATCH -n 1" in removed
+    assert {"#SBATCH -N 3", "#SBATCH --ntasks-per-node=1"} <= set(added)
+    assert [line for line in added if line.startswith("exec srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")]
+    assert "#SBATCH --mem=8G" in theirs
+
+
+def test_gridengine_is_asked_for_memory_where_the_site_counts_it(tmp_path):
+    theirs, ours = scripts(next(each for each in SYSTEMS if each.name == "sge"), tmp_path / "logs", {})
+    options = resolve({"submit": "sge", "workers_per_node": 2, "pe": "threads", "h_vmem": True, **SIZE})
+    assert differences(theirs, ours)[1][0] == "#$ -pe smp 4"
+    assert options.keywords["job_extra_directives"] == ["-pe threads 4", "-l h_vmem=2048M"]
+
+
+def test_a_sites_file_says_how_gridengine_is_asked(tmp_path):
+    site = {"pe": "threads", "mem-free": "2G", "resource-spec": "h_vmem=3G"}
+    with dask.config.set({f"jobqueue.sge.{name}": value for name, value in site.items()}):
+        options = resolve({"submit": "sge", "workers_per_node": 2, "h_vmem": True, **SIZE})
+        assert options.keywords["job_extra_directives"] == ["-pe threads 4", "-l mem_free=2G"]
+        options = resolve({"submit": "sge", "workers_per_node": 2, "pe": "", **SIZE})
+        assert options.keywords["job_extra_directives"] == ["-l mem_free=2G"]
