@@ -24,13 +24,13 @@ from ..control.messages import (
 from ..dask_import import quicker_import
 from ..errors import EndError, InputError, UsageError
 from ..node import inputs
-from ..node.attach import worker_ranks_attach_early
 from ..node.rank import PATIENCE, Rank
-from ..node.worker_rank import Options, agent_beside
+from ..node.worker_rank import AgentBeside, Options
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
 from . import dask_clients
 from .backend import News, Outcome, StartInfo
+from .early_client import EarlyClient
 from .membership import Membership
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ class RanksBackend:
         self._options = options
         # What starts the ranks, where nobody has yet.
         self._launcher = rank.environment.launcher(rank.environ)
+        # Where the script began with `batchlet.early`: rank 0 knows this process already, but not what it wants.
+        self._early = EarlyClient.of_this_process()
         # Of the blocks before this one.
         self._membership = Membership.of_this_process()
-        self._rendezvous = _choose(rank)
+        self._rendezvous = _choose(rank, self._early)
         self._notes: FileRendezvous | None = None
 
     @property
@@ -92,12 +94,13 @@ class RanksBackend:
 
     def start(self) -> StartInfo:
         """See the protocol."""
-        from ..node.join import plan_with_facts
-        from ..node.rank_roles import take_part
-
         rank = self._rank
         if self._launcher is None and rank.role in (SCHEDULER, WORKER):
+            from ..node.rank_roles import take_part
+
             self._end_process(take_part(rank, self._options, self._rendezvous))
+        from ..node.join import plan_with_facts
+
         connection = self._join()
         plan = plan_with_facts(rank, connection)
         self._check_security(connection)
@@ -149,11 +152,11 @@ class RanksBackend:
         membership = self._membership
         if membership is not None and membership.connection is not None:
             membership.new_block()
-            launch = inputs.for_agent(self._options, self._rank.deadline)
-            membership.connection.send(Begin(inputs.to_text(launch)))
-            return membership.connection
+            return self._ask_for_block(membership.connection)
         rank = self._rank
         self._membership = membership = Membership(self._rendezvous, rank.settings.stop_timeout)
+        if self._early is not None:
+            return self._ask_for_block(self._come_forward(membership, self._early))
         if self._launcher is None:
             return self._meet(membership)
         from ..launchers.step import start_step
@@ -161,17 +164,29 @@ class RanksBackend:
         record = membership.stack.enter_context(start_step(rank, self._options, self._launcher))
         return self._connect(membership, record, "client")
 
+    def _ask_for_block(self, connection: Connection) -> Connection:
+        """Ask rank 0 for a block with the options of this runner."""
+        launch = inputs.for_agent(self._options, self._rank.deadline)
+        connection.send(Begin(inputs.to_text(launch)))
+        return connection
+
+    def _come_forward(self, membership: Membership, early: EarlyClient) -> Connection:
+        """Talk with rank 0, which knows of this process so far and no more."""
+        record = early.record()
+        early.beside.host(self._rank, self._options)
+        membership.stack.callback(early.beside.close)
+        connection = self._connect(membership, record, str(self._rank.info.rank))
+        early.hand_over()
+        return connection
+
     def _meet(self, membership: Membership) -> Connection:
         """Find rank 0, and have the agent of this node host this rank's workers, if it has any."""
         rank, rendezvous, until = self._rank, self._rendezvous, self._rank.deadline + PATIENCE
-        by_file = isinstance(rendezvous, FileRendezvous)
-        # Where the ranks meet through a file the agent can start already; otherwise it is told the record by this rank.
-        beside = agent_beside(rank, self._options, rendezvous, lambda: rendezvous.wait(until), told=not by_file)
-        if by_file:
-            membership.stack.enter_context(beside)
+        beside = AgentBeside(rendezvous)
+        beside.host(rank, self._options)
+        membership.stack.callback(beside.close)
         record = rendezvous.wait(until)
-        if not by_file:
-            membership.stack.enter_context(beside)
+        beside.host(rank, self._options, record)
         return self._connect(membership, record, str(rank.info.rank))
 
     def _connect(self, membership: Membership, record: CoordinatorRecord, name: str) -> Connection:
@@ -179,7 +194,7 @@ class RanksBackend:
 
         rank = self._rank
         brings = [rank.participant] if rank.has_workers_beside else []
-        latest = None if self._launcher is not None else self._rendezvous.latest
+        latest = None if self._launcher is not None else (self._early or self._rendezvous).latest
         connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         membership.connected(connection)
         timeline.mark("rank 0 found")
@@ -216,7 +231,7 @@ class RanksBackend:
     @property
     def connected(self) -> bool:
         """See the protocol."""
-        return self._connection is not None
+        return self._connection is not None or self._early is not None
 
     def root_cause(self, seconds: float = 0.0) -> EndError | None:
         """See the protocol."""
@@ -265,7 +280,9 @@ class RanksBackend:
     def give_up(self, error: EndError) -> bool:
         """See the protocol. Rank 0, if it is there, tells the others and the user."""
         connection = self._connection
-        told = connection is not None and connection.coordinator_is_alive and connection.failure is not None
+        told = self._early is not None and self._early.told
+        if connection is not None:
+            told = connection.coordinator_is_alive and connection.failure is not None
         if connection is not None and connection.coordinator_is_alive and connection.failure is None:
             connection.send(ReportFailure.of(error))
             connection.wait_failure(_MOMENT)
@@ -280,14 +297,16 @@ class RanksBackend:
         self._rendezvous.abandon(code)
 
 
-def _choose(rank: Rank) -> Rendezvous:
+def _choose(rank: Rank, early: EarlyClient | None) -> Rendezvous:
     """How the ranks meet."""
     wanted, info = rank.settings.rendezvous, rank.info
-    if wanted == "mpi" and "batchlet.early" in sys.modules and worker_ranks_attach_early(rank.environ):
+    if wanted == "mpi" and early is not None:
         raise UsageError(
-            'rendezvous="mpi" needs all ranks, but the worker ranks wait at `import batchlet.early` already: import '
+            'rendezvous="mpi" needs all ranks, but the others wait at `import batchlet.early` already: import '
             "BatchletRunner from batchlet, or set BATCHLET_DASK_CLUSTER__RENDEZVOUS=mpi, which is known early enough."
         )
+    if early is not None:
+        return early.rendezvous
     by_mpi = rank.environment.rendezvous[0] == "mpi"
     if wanted == "mpi" or (wanted == "auto" and by_mpi and MpiRendezvous.available() is None):
         # Rank 0's patience ends first, so that it is the one to say who is missing.

@@ -12,6 +12,7 @@ from ..errors import EndError
 from ..node.rank import Rank
 from .backend import Backend
 from .by_hand import is_interactive
+from .early_client import EarlyClient
 
 __all__ = ["give_up", "refuse", "refuse_alone"]
 
@@ -65,6 +66,9 @@ def give_up(error: EndError, backend: Backend, seconds: float) -> NoReturn:
 
 def _speaks(rank: Rank | None) -> bool:
     """Whether this process is the one that prints what all ranks run into."""
+    if EarlyClient.of_this_process() is not None:
+        # Nobody else runs the script.
+        return True
     if rank is None:
         return first_process(os.environ)
     return rank.info.rank == 0 or rank.environment.launcher(rank.environ) is not None

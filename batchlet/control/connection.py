@@ -14,7 +14,8 @@ from ..errors import ClusterLostError, EndError, StartTimeoutError, error_named
 from ..network import in_url
 from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
-from .handshake import ProtocolError, connect, receive, run_loop
+from .greeting import ProtocolError
+from .handshake import connect, receive, run_loop
 from .messages import Closed, Failed, Hello, Message, Ping, Pong, encode, name_of
 
 __all__ = ["Connection", "error_of"]

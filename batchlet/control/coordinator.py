@@ -140,9 +140,9 @@ class Coordinator:
         """Begin a block."""
         self._happened(e.Began(rules, launch))
 
-    def finish(self) -> None:
-        """End the run in good order: no block will begin any more."""
-        self._happened(e.Finished())
+    def await_client(self, seconds: float) -> None:
+        """Wait for the client, which is to come within so many seconds; the first block is its own affair."""
+        self._happened(e.Awaited(seconds))
 
     def tell(self, facts: Mapping[str, Sequence[Any]]) -> None:
         """Let the ranks know what rank 0 knows about the nodes; they wait for it."""

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 
 from .. import open_files
 from ..security import Credentials
-from .handshake import LIMIT, UNPROVED_TIMEOUT, ProtocolError, accept, time_limit
+from .greeting import ProtocolError
+from .handshake import LIMIT, UNPROVED_TIMEOUT, accept, time_limit
 from .messages import Hello
 
 __all__ = ["Admit", "Door"]

@@ -100,7 +100,7 @@ class Ending:
         if self._phase == PAUSING and all(peer.paused for peer in self._roster.connected(WORKER)):
             self._say_over()
         # Before the first block agents may be on their way, who must hear that there will be none.
-        all_came = self._block > 0 or self._roster.knows(range(2, self._ranks))
+        all_came = self._block > 0 or not self._roster.without_agent(range(2, self._ranks))
         if self._phase == STOPPING and all_came and not self._roster.connected(WORKER):
             # The client leaves last: it waits for the coordinator's last word.
             self._say_closed()

@@ -16,6 +16,7 @@ from .messages import Hello, Message
 __all__ = [
     "OWN",
     "Action",
+    "Awaited",
     "Began",
     "BeginBlock",
     "DeadlinePassed",
@@ -24,7 +25,6 @@ __all__ = [
     "Event",
     "FactsKnown",
     "Fail",
-    "Finished",
     "LocalSignal",
     "Mark",
     "MessageCame",
@@ -94,8 +94,10 @@ class Began(Event):
 
 
 @dataclass(frozen=True)
-class Finished(Event):
-    """Rank 0 will begin no block any more: its script is over."""
+class Awaited(Event):
+    """Rank 0 waits for the client, which is to come within so many seconds, and to begin a block whenever it likes."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)

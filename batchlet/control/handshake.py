@@ -1,32 +1,23 @@
 """How a process of a run and the coordinator on rank 0 get to know each other, over TLS.
 
-By TLS a rank knows the coordinator; the coordinator knows a rank by its words alone, since a rank does not have the run's
-private key before the coordinator tells it. A connection begins with both sides proving, by HMAC over the other's random
-challenge, that they know the run's secret, which never crosses the network; a rank that has proved it is told the key.
-
-TCP's own keep-alive finds a peer whose node or network has gone without a word: the kernel answers it, so that user code
-which holds Python's interpreter for minutes does not look dead.
+By TLS a rank knows the coordinator; the coordinator knows a rank by its words alone (`batchlet.control.greeting`), since a rank
+does not have the run's private key before the coordinator tells it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
-import json
 import secrets
-import socket
 import ssl
 from typing import Any
 
-from .messages import Hello, Message, decode, decode_object, encode
+from .greeting import Introduction, ProtocolError, keep_alive, line, proof, same
+from .messages import Hello, Message, decode, decode_object
 
 __all__ = [
     "LIMIT",
-    "PEER_TIMEOUT",
     "UNPROVED_TIMEOUT",
-    "ProtocolError",
     "accept",
     "connect",
     "receive",
@@ -38,16 +29,10 @@ __all__ = [
 LIMIT = 1 << 22
 # Bytes of the first one, a hello, for which anybody who connects can have the coordinator wait.
 _FIRST_LIMIT = 1 << 16
-# Seconds after which a peer that the network no longer reaches counts as lost.
-PEER_TIMEOUT = 15.0
 # Seconds that somebody who has connected has to prove that it is of this run; a rank that is too slow comes again.
 UNPROVED_TIMEOUT = 5.0
 # Seconds that a rank gives the coordinator, which may have many to let in.
 _HANDSHAKE_TIMEOUT = 10.0
-
-
-class ProtocolError(Exception):
-    """The other side is not of this run."""
 
 
 def run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -65,8 +50,8 @@ def run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:
     """Read a message; `None` when the connection has ended, in whatever way."""
-    line = await _receive_line(reader)
-    return decode(line) if line is not None else None
+    said = await _receive_line(reader)
+    return decode(said) if said is not None else None
 
 
 async def _receive_line(reader: asyncio.StreamReader) -> bytes | None:
@@ -76,33 +61,15 @@ async def _receive_line(reader: asyncio.StreamReader) -> bytes | None:
         return None
 
 
-async def _receive_object(reader: asyncio.StreamReader) -> dict[str, Any] | None:
-    line = await _receive_line(reader)
-    return decode_object(line) if line is not None else None
-
-
 async def _receive_first(reader: asyncio.StreamReader) -> bytes | None:
     """Read the first line of somebody who may be a stranger, and keep no more of it in memory than a hello needs."""
-    line = b""
+    said = b""
     try:
-        while not line.endswith(b"\n") and (part := await reader.read(_FIRST_LIMIT - len(line))):
-            line += part
+        while not said.endswith(b"\n") and (part := await reader.read(_FIRST_LIMIT - len(said))):
+            said += part
     except OSError:
         return None
-    return line
-
-
-def _line(**content: str) -> bytes:
-    """Write what only the handshake says."""
-    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
-
-
-def _proof(secret: str, side: str, challenge: str) -> str:
-    return hmac.new(bytes.fromhex(secret), f"{side}:{challenge}".encode(), hashlib.sha256).hexdigest()
-
-
-def _same(given: object, needed: str) -> bool:
-    return hmac.compare_digest(str(given).encode(errors="replace"), needed.encode())
+    return said
 
 
 async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, key: str) -> Hello:
@@ -119,17 +86,17 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
         If the other side does not know the secret.
     """
     challenge = secrets.token_hex(16)
-    writer.write(_line(op="challenge", challenge=challenge))
-    line = await _receive_first(reader)
-    words = decode_object(line) if line is not None else None
-    if line is None or words is None or not _same(words.get("proof"), _proof(secret, "rank", challenge)):
+    writer.write(line(op="challenge", challenge=challenge))
+    said = await _receive_first(reader)
+    words = decode_object(said) if said is not None else None
+    if said is None or words is None or not same(words.get("proof"), proof(secret, "rank", challenge)):
         raise ProtocolError
-    hello = decode(line)
+    hello = decode(said)
     if not isinstance(hello, Hello):
         raise ProtocolError
-    proof = _proof(secret, "coordinator", str(words.get("challenge")))
-    writer.write(_line(op="accepted", proof=proof, key=key))
-    _keep_alive(writer)
+    ours = proof(secret, "coordinator", str(words.get("challenge")))
+    writer.write(line(op="accepted", proof=ours, key=key))
+    keep_alive(writer.get_extra_info("socket"))
     return hello
 
 
@@ -150,23 +117,17 @@ async def connect(
     OSError
         If nothing listens there.
     """
-    challenge = secrets.token_hex(16)
+    introduction = Introduction(secret, hello)
     async with time_limit(_HANDSHAKE_TIMEOUT):
         reader, writer = await asyncio.open_connection(host, port, limit=LIMIT, ssl=context)
         try:
-            first = await _receive_object(reader)
-            if first is None:
-                raise ProtocolError
-            proof = _proof(secret, "rank", str(first.get("challenge")))
-            writer.write(encode(hello, proof=proof, challenge=challenge))
-            answer = await _receive_object(reader)
-            if answer is None or not _same(answer.get("proof"), _proof(secret, "coordinator", challenge)):
-                raise ProtocolError
+            writer.write(introduction.answer(await _receive_line(reader)))
+            key = introduction.key(await _receive_line(reader))
         except BaseException:
             writer.close()
             raise
-    _keep_alive(writer)
-    return reader, writer, str(answer.get("key") or "")
+    keep_alive(writer.get_extra_info("socket"))
+    return reader, writer, key
 
 
 @contextlib.asynccontextmanager
@@ -190,17 +151,3 @@ async def time_limit(seconds: float) -> Any:
         raise
     finally:
         handle.cancel()
-
-
-def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    sock: socket.socket = writer.get_extra_info("socket")
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", 5),
-        ("TCP_KEEPINTVL", 2),
-        ("TCP_KEEPCNT", 5),
-        ("TCP_USER_TIMEOUT", int(PEER_TIMEOUT * 1000)),
-    ):
-        if hasattr(socket, option):  # Linux has all of them, macOS some
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

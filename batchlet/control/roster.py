@@ -64,6 +64,7 @@ class Roster:
         self._block = 0
         self._peers: dict[int, Peer] = {}
         self._nodes: dict[int, str] = {0: node}
+        self._with_agent: set[int] = set()
         self._expected: set[str] = set()
         self._came: set[str] = set()
         self._absent: set[str] = set()
@@ -98,6 +99,8 @@ class Roster:
         self._expected |= set(peer.brings)
         if peer.role != WORKER:
             self._came.add(peer.name)
+        else:
+            self._with_agent |= set(hello.local_ranks)
         self._nodes |= dict.fromkeys(hello.local_ranks, peer.node)
         return peer
 
@@ -141,9 +144,9 @@ class Roster:
         """Number of nodes that anybody came from."""
         return len(set(self._nodes.values()))
 
-    def knows(self, ranks: Iterable[int]) -> bool:
-        """Whether of each of these ranks it is known where it is."""
-        return all(rank in self._nodes for rank in ranks)
+    def without_agent(self, ranks: Iterable[int]) -> list[int]:
+        """Give those of these ranks whose node no agent has come from."""
+        return [rank for rank in ranks if rank not in self._with_agent]
 
     @property
     def awaited(self) -> bool:

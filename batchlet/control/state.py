@@ -6,6 +6,7 @@ The life of a run, and of the blocks (``with`` blocks of the user's code) in it:
     STARTING --all have come and all workers have joined, or as many as min_workers wants, at the deadline--> RUNNING
     RUNNING ---the client has left the block--> PAUSING: `Pause` to agents; after the last `Paused` `BlockOver` to the client
     PAUSING ---the workers are gone, or had their time to--> IDLE: the block's scheduler ends
+    IDLE ------the client never comes--------> FAILED: where rank 0 is there before the script has made a runner
     anywhere --the client's process ends-----> STOPPING: `Stop` to all; `Closed` to the client after the last agent
     anywhere --whatever else goes wrong------> FAILED: `Failed` to all, and to those who come within a moment
 
@@ -61,6 +62,8 @@ class State(Ending):
         self._rules: Rules | None = None
         self._launch = ""
         self._facts: Mapping[str, Sequence[Any]] | None = None
+        # Seconds for the client to come, where the first block is its own affair.
+        self._patience = 0.0
         self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
@@ -76,8 +79,9 @@ class State(Ending):
         match event:
             case e.Began(rules, launch):
                 self._begin(rules, launch)
-            case e.Finished():
-                self._stop()
+            case e.Awaited(seconds):
+                self._patience = seconds
+                self._timed(DEADLINE, seconds)
             case e.PeerEntered(number, hello):
                 self._enter(number, hello)
             case e.MessageCame(number, message):
@@ -199,6 +203,9 @@ class State(Ending):
         elif self._over:
             pass
         elif peer.role == CLIENT:
+            if self._roster.connected(CLIENT):
+                # It has another connection: that by which it was known before its first block is of no use any more.
+                return
             # A client that says good-bye early has its reasons, and says them itself; between two blocks its process ends.
             if lost and self._phase != IDLE:
                 self._out.add(e.NoteLoss(wording.client_lost(peer.name, peer.node)))
@@ -304,6 +311,11 @@ class State(Ending):
             self._out.add_once(e.Met())
 
     def _deadline(self, nodes: Mapping[int, str]) -> None:
+        if self._phase == IDLE and not self._roster.had(CLIENT):
+            # No block has begun: of the others it is known only whether the agent of their node has come.
+            absent = ["1", *map(str, self._roster.without_agent(range(2, self._ranks)))]
+            who = wording.missing_parts(absent, [], False, lambda name: self._roster.node_of(name, nodes))
+            self._fail(StartTimeoutError(wording.incomplete(who, 0, self._patience)))
         if self._phase != STARTING or self._rules is None:
             return
         participants, workers = (sorted(names, key=wording.by_rank) for names in self._roster.missing())

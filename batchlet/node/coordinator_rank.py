@@ -23,8 +23,8 @@ from ..versions import versions
 from . import inputs
 from .rank import PATIENCE, Rank, unexpected
 from .resolve import resolve
-from .scheduler_block import SchedulerBlock
-from .worker_rank import Options, agent_beside, layout_of
+from .scheduler_block import SchedulerBlock, import_scheduler
+from .worker_rank import AgentBeside, Options, layout_of
 
 __all__ = ["CoordinatorRank"]
 
@@ -38,13 +38,16 @@ class CoordinatorRank:
         It, as far as it is known when others may come.
     rendezvous : Rendezvous
         How the ranks meet.
+    beside : AgentBeside
+        For workers of its own.
     early : bool
-        Whether the user's runner is still to come.
+        Whether what the user asks for is still to come.
     """
 
-    def __init__(self, rank: Rank, rendezvous: Rendezvous, *, early: bool = False) -> None:
+    def __init__(self, rank: Rank, rendezvous: Rendezvous, beside: AgentBeside, *, early: bool = False) -> None:
+        self._beside = beside
         self._rank = rank
-        self._rendezvous = [rendezvous]
+        self._rendezvous = rendezvous
         # Whether a runner that comes later wants them is not known early.
         secure = early or rank.settings.security is not False
         self._credentials = Credentials.generate() if secure else None
@@ -69,9 +72,8 @@ class CoordinatorRank:
         )
         self._failure: EndError | None = None
         self._block: SchedulerBlock | None = None
-        self._met = False
         self._over = threading.Event()
-        # What the client asks for: options of another block, or `None` at the end of the run.
+        # What the user asks for in the next block, as `batchlet.node.inputs.to_text` has it; `None` at the end of the run.
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         try:
             rendezvous.publish(self._record)
@@ -80,48 +82,34 @@ class CoordinatorRank:
             raise
         mark("record published")
 
-    def run(self, rank: Rank, options: Options, rendezvous: Rendezvous) -> int:
+    def run(self, options: Options | None = None) -> int:
         """Coordinate until the run is over.
 
         Parameters
         ----------
-        rank : Rank
-            Rank 0, as the user's runner has it.
-        options : mapping of str to object
-            What the user asked for, as it was given.
-        rendezvous : Rendezvous
-            How the ranks of that runner meet.
+        options : mapping of str to object, optional
+            What the user asked for, as it was given; for a first block that begins now. Without them it begins when the client
+            says so, with the options that it brings.
 
         Returns
         -------
         int
             The exit code.
         """
-        self._rank = rank
-        coordinator, where = self._coordinator, f"rank {rank.info.rank} on node {rank.info.node}"
+        rank, coordinator = self._rank, self._coordinator
+        where = f"rank {rank.info.rank} on node {rank.info.node}"
         try:
-            with handled(lambda number, _: coordinator.signalled(number, where)), contextlib.ExitStack() as beside:
-                self._meet_at(rendezvous)
-                launch = inputs.to_text(inputs.for_agent(options, rank.deadline, layout=layout_of(rendezvous)))
-                workers_beside, number = False, 0
-                while not self._over.is_set():
+            with handled(lambda number, _: coordinator.signalled(number, where)), contextlib.closing(self._beside):
+                if options is None:
+                    coordinator.await_client(rank.settings.start_timeout)
+                    self._prepare()
+                else:
+                    launch = inputs.for_agent(options, rank.deadline, layout=layout_of(self._rendezvous))
+                    self._asked.put(inputs.to_text(launch))
+                number = 0
+                while asked := self._asked.get():
                     number += 1
-                    self._block = block = SchedulerBlock(
-                        number, rank, options, self._record, self._credentials, coordinator
-                    )
-                    block.announce(launch)
-                    if rank.has_workers_beside and not workers_beside:
-                        workers_beside = True
-                        agent = agent_beside(rank, options, rendezvous, lambda: self._record, told=True)
-                        beside.enter_context(agent)
-                    block.serve(self._problem, layout_of(rendezvous))
-                    launch = self._asked.get() or ""
-                    if launch:
-                        words = inputs.from_text(launch)
-                        options, _ = inputs.unpack_options(words)
-                        rank = self._rank = resolve(
-                            {**words, "layout": layout_of(rendezvous)}, rank.environ, from_elsewhere=True
-                        )
+                    self._serve(number, asked)
         except EndError:
             raise
         except Exception as error:  # noqa: BLE001
@@ -132,26 +120,37 @@ class CoordinatorRank:
             coordinator.close()
         return self._failure.exit_code if self._failure is not None else 0
 
-    def _meet_at(self, rendezvous: Rendezvous) -> None:
-        """Publish the record where the user's runner has the ranks meet, if that is elsewhere."""
-        if rendezvous.place != self._rendezvous[0].place:
-            rendezvous.publish(self._record)
-            self._rendezvous.append(rendezvous)
+    def _serve(self, number: int, launch: str) -> None:
+        """Serve one block."""
+        layout = layout_of(self._rendezvous)
+        words = inputs.from_text(launch)
+        # Where the script has found its modules, what it gives to the runner is found too.
+        sys.path[:] = words["sys_path"]
+        try:
+            self._rank = rank = resolve({**words, "layout": layout}, self._rank.environ, from_elsewhere=True)
+        except EndError as error:
+            self._coordinator.fail(error)
+            return
+        self._block = block = SchedulerBlock(number, rank, words, self._record, self._credentials, self._coordinator)
+        block.announce(launch)
+        self._beside.host(rank, inputs.unpack_options(words)[0], self._record)
+        block.serve(self._problem, layout)
 
-    def finish(self) -> int:
-        """End the run in good order without another block; gives the number of ranks that were told so."""
-        self._coordinator.finish()
-        self._over.wait(2 * self._rank.settings.stop_timeout)
-        self._tidy_up()
-        self._coordinator.close()
-        return self._rank.info.world_size
+    def _prepare(self) -> None:
+        """Use the time until the first block, where no agent of this node could run the scheduler."""
+        if not self._rank.local_worker_ranks:
+            import_scheduler()
+
+    @property
+    def has_served(self) -> bool:
+        """Whether there was any block."""
+        return self._block is not None
 
     # What the coordinator has its owner do, in its own thread
 
     def met(self) -> None:
         """All have read the record: whatever ends the run, it will not be left behind."""
-        for rendezvous in self._rendezvous:
-            rendezvous.withdraw()
+        self._rendezvous.withdraw()
 
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
@@ -191,8 +190,7 @@ class CoordinatorRank:
         os._exit(self._failure.exit_code if self._failure is not None else 0)
 
     def _tidy_up(self) -> None:
-        for rendezvous in self._rendezvous:
-            rendezvous.withdraw()
+        self._rendezvous.withdraw()
         # The note of a client that was killed.
         with contextlib.suppress(EndError):
             self._rank.notes(self._record).remove_note()

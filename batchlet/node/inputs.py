@@ -85,6 +85,8 @@ def for_agent(
         Plain data for this kind of process.
     """
     dask = sys.modules.get("dask.config")
+    # The script may have set some of ours.
+    variables = {name: value for name, value in os.environ.items() if name.startswith("BATCHLET_")}
     config: Any = dict(dask.config) if dask is not None else None
     words: Any = dict(options) if hasattr(options, "keys") else list(options)
     try:
@@ -97,6 +99,7 @@ def for_agent(
     return {
         "options": words,
         "dask_config": config,
+        "variables": variables,
         "argv": list(sys.argv),
         "sys_path": _path(),
         "until": until,

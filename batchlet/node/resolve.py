@@ -40,5 +40,5 @@ def resolve(words: Mapping[str, Any], environ: Mapping[str, str], *, from_elsewh
             line.program.prepare()
             line.program.check()
     until = time.monotonic() + words["patience"] if from_elsewhere else words["until"]
-    settings = Settings.resolve(options, environ)
+    settings = Settings.resolve(options, {**environ, **words["variables"]})
     return Rank.identify(settings, environ, until - settings.start_timeout, layout=words.get("layout"))

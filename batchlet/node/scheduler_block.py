@@ -9,7 +9,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import open_files
@@ -20,11 +20,21 @@ from ..errors import EndError, PlanError
 from ..rendezvous import CoordinatorRecord
 from ..resources import read_host
 from ..security import Credentials
-from . import scheduler_request
+from . import inputs, scheduler_request
 from .rank import Facts, Rank
-from .worker_rank import Options
 
-__all__ = ["SchedulerBlock"]
+__all__ = ["SchedulerBlock", "import_scheduler"]
+
+
+def import_scheduler() -> None:
+    """Import what a scheduler in this process needs."""
+    with quicker_import():
+        from ..dask_backend import scheduler, tls  # noqa: F401
+        from ..dask_backend.compat.tls_connections import defer_authorities
+
+        defer_authorities()
+        # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
+        gc.freeze()
 
 
 class SchedulerBlock:
@@ -36,8 +46,8 @@ class SchedulerBlock:
         Which one, from 1 on.
     rank : Rank
         Rank 0, with the settings of this block.
-    options : mapping of str to object
-        What the user asked for, as it was given.
+    words : mapping
+        What the user asked for, as `batchlet.node.inputs.for_agent` has made it.
     record : CoordinatorRecord
         Where the coordinator is.
     credentials : Credentials, optional
@@ -50,14 +60,14 @@ class SchedulerBlock:
         self,
         number: int,
         rank: Rank,
-        options: Options,
+        words: Mapping[str, Any],
         record: CoordinatorRecord,
         credentials: Credentials | None,
         coordinator: Coordinator,
     ) -> None:
         self._number = number
         self._rank = rank
-        self._options = options
+        self._words = words
         self._record = record
         self._credentials = credentials
         self._coordinator = coordinator
@@ -153,17 +163,18 @@ class SchedulerBlock:
         rank = self._rank
         if "distributed" in sys.modules or not rank.settings.share_node or not rank.local_worker_ranks:
             return None
-        return scheduler_request.ask(rank, self._options, self._record, layout, self._number)
+        return scheduler_request.ask(rank, self._words, self._record, layout, self._number)
 
     def _serve_here(self) -> None:
-        with quicker_import():
-            from ..dask_backend import scheduler, tls
-            from ..dask_backend.compat.tls_connections import defer_authorities
-            from ..dask_backend.scratch import scratch
+        import_scheduler()
+        import dask.config
 
-            defer_authorities()
-            # What is there now stays for as long as the scheduler works; no collection needs to look through it again.
-            gc.freeze()
+        from ..dask_backend import scheduler, tls
+        from ..dask_backend.scratch import scratch
+
+        _, config = inputs.unpack_options(self._words)
+        if config is not None:
+            dask.config.update(dask.config.config, config)
         rank, record = self._rank, self._record
         usual = rank.environment.scratch_directories(rank.environ)
         with scratch(rank.settings, usual, rank.info.run_id):

@@ -16,14 +16,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
 from ..rendezvous.base import CoordinatorRecord
 from . import agent_socket, inputs
 from .rank import Rank
-from .worker_rank import Options
 
 __all__ = ["SchedulerProcess", "ask"]
 
@@ -86,7 +85,7 @@ class SchedulerProcess:
 
 def ask(
     rank: Rank,
-    options: Options,
+    words: Mapping[str, Any],
     record: CoordinatorRecord,
     layout: Sequence[Any] | None,
     block: int,
@@ -97,8 +96,8 @@ def ask(
     ----------
     rank : Rank
         Rank 0.
-    options : mapping of str to object
-        What the user asked for, as it was given.
+    words : mapping
+        What the user asked for, as `batchlet.node.inputs.for_agent` has made it.
     record : CoordinatorRecord
         Where the coordinator is.
     layout : sequence, optional
@@ -106,18 +105,14 @@ def ask(
     block : int
         Number of the block that the scheduler is for.
     """
-    try:
-        orders = inputs.for_agent(options, rank.deadline, layout=layout, record=asdict(record), block=block)
-    except Exception:  # noqa: BLE001 - pickling runs the user's code; it can do without here
-        return None
+    orders = {**words, "until": rank.deadline, "layout": layout, "record": asdict(record), "block": block}
     environ = {**os.environ, **rank.environ}
-    words = {"scheduler": orders, **inputs.of_this_rank(environ)}
     connection = _connect(rank, record, min(rank.deadline, time.monotonic() + _TOGETHER))
     if connection is None:
         return None
     try:
         connection.settimeout(max(_PAUSE, rank.deadline - time.monotonic()))
-        connection.sendall(inputs.encode(words))
+        connection.sendall(inputs.encode({"scheduler": orders, **inputs.of_this_rank(environ)}))
         lines = connection.makefile("rb")
         answer = lines.readline().split()
     except OSError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +17,7 @@ from .attach import AgentConnection
 from .inputs import for_agent, of_this_rank
 from .rank import PATIENCE, Rank, unexpected
 
-__all__ = ["Options", "agent_beside", "layout_of", "work"]
+__all__ = ["AgentBeside", "Options", "layout_of", "work"]
 
 # What the user asked for, as it was given.
 Options = Mapping[str, object]
@@ -53,36 +52,62 @@ def work(rank: Rank, options: Options, rendezvous: Rendezvous) -> int:
         return connection.hold()
 
 
-@contextlib.contextmanager
-def agent_beside(
-    rank: Rank, options: Options, rendezvous: Rendezvous, record: Callable[[], CoordinatorRecord], *, told: bool
-) -> Iterator[None]:
-    """Have the agent of the node host this head rank's workers, so that they never share the head's event loop.
+class AgentBeside:
+    """What a head rank has to do with the agent of its node, which hosts its workers: they never share its event loop.
 
     Parameters
     ----------
-    rank : Rank
-        The head rank; without workers of its own nothing happens.
-    options : mapping of str to object
-        What the user asked for, as it was given.
     rendezvous : Rendezvous
         How the ranks meet.
-    record : callable
-        Gives the coordinator's record, once it is there.
-    told : bool
-        Whether the agent is told the record by this rank; otherwise it looks for it itself.
+    early : bool
+        Whether what the user asks for is still to come, from rank 0.
     """
-    if not rank.has_workers_beside:
-        yield
-        return
-    connection = _connection(rank, options, record, layout_of(rendezvous), told=told, becomes_shell=False)
-    thread = threading.Thread(target=_hold, args=(connection,), name="batchlet-agent-connection", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        connection.leave()
-        thread.join(rank.settings.stop_timeout)
+
+    def __init__(self, rendezvous: Rendezvous, *, early: bool = False) -> None:
+        self._rendezvous = rendezvous
+        self._early = early
+        self._connection: AgentConnection | None = None
+        self._thread: threading.Thread | None = None
+        self._stop_timeout = 0.0
+
+    def host(self, rank: Rank, options: Options, record: CoordinatorRecord | None = None) -> None:
+        """Have the agent host the workers of this rank, if it has any and has not asked before.
+
+        Parameters
+        ----------
+        rank : Rank
+            The head rank.
+        options : mapping of str to object
+            What the user asked for, as it was given.
+        record : CoordinatorRecord, optional
+            The coordinator's. Where the ranks meet through a file the agent looks for it itself, and can start already;
+            elsewhere nothing happens without it.
+        """
+        rendezvous = self._rendezvous
+        by_file = isinstance(rendezvous, FileRendezvous)
+        if self._connection is not None or not rank.has_workers_beside or not (record or by_file):
+            return
+        until = rank.deadline + PATIENCE
+        self._stop_timeout = rank.settings.stop_timeout
+        self._connection = _connection(
+            rank,
+            {} if self._early else options,
+            lambda: record or rendezvous.wait(until),
+            layout_of(rendezvous),
+            told=not by_file,
+            becomes_shell=False,
+            early=self._early,
+        )
+        self._thread = threading.Thread(
+            target=_hold, args=(self._connection,), name="batchlet-agent-connection", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Need the workers no more."""
+        if self._connection is not None and self._thread is not None:
+            self._connection.leave()
+            self._thread.join(self._stop_timeout)
 
 
 def layout_of(rendezvous: Rendezvous) -> list[Any] | None:
@@ -101,10 +126,11 @@ def _connection(
     *,
     told: bool,
     becomes_shell: bool,
+    early: bool = False,
 ) -> AgentConnection:
     info, settings = rank.info, rank.settings
     # Now: a head rank starts its agent in a thread, while it imports Dask itself.
-    launch = for_agent(options, rank.deadline, layout=layout, told=told)
+    launch = for_agent(options, rank.deadline, layout=layout, told=told, early=early)
     return AgentConnection(
         socket_name(info.run_id, info.node, rank.environ) if settings.share_node else None,
         rank.environ,

@@ -159,7 +159,9 @@ class FileRendezvous(Rendezvous):
     def latest(self) -> CoordinatorRecord | None:
         """See the base class."""
         self._refresh(self.directory)
-        return self._read()[0]
+        record = self._read()[0]
+        self._found = record or self._found
+        return record
 
     def _read(self) -> tuple[CoordinatorRecord | None, str]:
         """Read the record if it can be trusted; otherwise say what is wrong with it."""

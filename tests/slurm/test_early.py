@@ -1,4 +1,4 @@
-"""`batchlet.early`: worker ranks go no further than its import, whatever the script then does."""
+"""`batchlet.early`: the client alone goes further than its import, whatever the script then does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slurm
 
 EARLY = """
 import os
-open(f"above-{os.environ.get('SLURM_PROCID')}", "w").close()
+with open(f"above-{os.environ.get('SLURM_PROCID')}", "w") as file:
+    file.write(str(os.getpid()))
 from batchlet.early import BatchletRunner
 import sys
 from dask.distributed import Client
@@ -53,29 +54,80 @@ def run_early(
         ("rendezvous_dir='elsewhere'", 4),
         ("local_directory='scratch', security=False", 4),
         ("memory_headroom_frac=0.5, worker_options={'resources': {'key': 1}}", 4),
+        ("security=__import__('distributed').security.Security.temporary()", 4),
     ],
 )
-def test_worker_ranks_run_nothing_below_the_import_and_get_the_options_from_rank_0(
+def test_the_client_alone_runs_what_stands_below_the_import_and_all_get_its_options(
     srun: Run, place: Place, given: str, workers: int
 ) -> None:
     result, above, below = run_early(srun, place, EARLY + USES.format(given=given))
     assert (result.rc, result.stdout) == (0, f"6 {workers}\n"), str(result)
-    assert (above, below) == (["0", "1", "2", "3", "4", "5"], ["0", "1"])
+    assert (above, below) == (["0", "1", "2", "3", "4", "5"], ["1"])
     assert len(result.errors) == 2, str(result)
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_where_the_script_makes_no_cluster_the_waiting_ranks_end_with_it(srun: Run, place: Place, code: int) -> None:
-    result, _, below = run_early(srun, place, EARLY + f"sys.exit({code})")
-    assert (result.rc, below) == (code, ["0", "1"]), str(result)
-    assert [line for line in result.errors if line.startswith("batchlet")] == [
-        "batchlet: the script has made no cluster: 6 ranks were there, and end with it"
-    ], str(result)
+# Rank 0, 1 and 2: whoever has a node for itself has workers; where the heads share one, nobody else is there to fork from.
+ALONE, TOGETHER = ("-N3", "-n3"), ("-N2", "-n3", "--ntasks-per-node=2")
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "workers"), [(ALONE, "", 3), (TOGETHER, "", 1), (TOGETHER, "colocate=True", 3)]
+)
+def test_head_ranks_have_the_workers_that_they_have_in_the_ordinary_way(
+    srun: Run, place: Place, size: tuple[str, ...], given: str, workers: int
+) -> None:
+    quick = "os.environ['BATCHLET_DASK_CLUSTER__STOP_TIMEOUT'] = '3'\n"
+    result, _, below = run_early(srun, place, EARLY + quick + USES.format(given=given), size=size)
+    assert (result.rc, result.stdout, below) == (0, f"6 {workers}\n", ["1"]), str(result)
+    assert len(result.errors) == 2, str(result)
+
+
+NO_CLUSTER = "batchlet: the script has made no cluster: 6 ranks were there, and end with it"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("", 0, [NO_CLUSTER]),
+        ("sys.exit(3)", 3, [NO_CLUSTER]),
+        ("raise ValueError('mine')", 1, ["ValueError: mine", NO_CLUSTER]),
+        ("os.kill(os.getpid(), 9)", 137, [NO_CLUSTER]),
+        ("BatchletRunner(workers=3)", 2, ["batchlet: error: Unknown keyword workers", NO_CLUSTER]),
+    ],
+)
+def test_where_the_script_makes_no_cluster_the_waiting_ranks_end_with_it(
+    srun: Run, place: Place, end: str, code: int, said: list[str]
+) -> None:
+    result, _, below = run_early(srun, place, EARLY + f"import time\ntime.sleep({int(code == 137)})\n{end}")
+    assert (result.rc, below) == (code, ["1"]), str(result)
+    lines = [line for line in result.errors if line.startswith(("batchlet", "ValueError"))]
+    assert len(lines) == len(said), str(result)
+    assert all(sum(line.startswith(text) for line in lines) == 1 for text in said), str(result)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (9, 137, "was lost before the script had started its cluster."),
+        (15, 143, "SIGTERM ended the run; it was sent to rank 0 on node"),
+    ],
+)
+def test_a_rank_0_that_ends_before_there_is_a_cluster_ends_the_run(
+    srun: Run, place: Place, number: int, code: int, said: str
+) -> None:
+    kills = f"""
+import time
+time.sleep(1.5)
+os.kill(int(open("above-0").read()), {number})
+time.sleep(0.5)
+"""
+    result, _, _ = run_early(srun, place, EARLY + kills + USES.format(given=""))
+    assert (result.rc, result.stdout) == (code, ""), str(result)
+    assert sum(said in line for line in result.errors) == 1, str(result)
 
 
 def test_a_local_cluster_leaves_the_waiting_ranks_alone(srun: Run, place: Place) -> None:
-    script = EARLY + "if os.environ['SLURM_PROCID'] == '1':" + USES.format(given="mode='local'").replace("\n", "\n    ")
-    result, _, _ = run_early(srun, place, script)
+    result, _, _ = run_early(srun, place, EARLY + USES.format(given="mode='local'"))
     assert (result.rc, result.stdout) == (0, "6 1\n"), str(result)
     assert any("has made no cluster" in line for line in result.errors), str(result)
 
@@ -91,12 +143,12 @@ def test_what_has_to_be_known_early_is_done_the_ordinary_way(srun: Run, place: P
 def test_mpi_that_needs_all_ranks_is_refused(srun: Run, place: Place) -> None:
     result, _, _ = run_early(srun, place, EARLY + USES.format(given="rendezvous='mpi'"))
     assert result.rc == 2, str(result)
-    assert sum("the worker ranks wait at `import batchlet.early`" in line for line in result.errors) == 1, str(result)
+    assert sum("the others wait at `import batchlet.early`" in line for line in result.errors) == 1, str(result)
 
 
 def test_an_import_below_dask_is_said_to_be_for_nothing(srun: Run, place: Place) -> None:
     result, _, below = run_early(srun, place, "import distributed\n" + EARLY + USES.format(given=""))
-    assert (result.rc, result.stdout, below) == (0, "6 4\n", ["0", "1"]), str(result)
+    assert (result.rc, result.stdout, below) == (0, "6 4\n", ["1"]), str(result)
     assert sum("is imported below Dask" in line for line in result.errors) == 1, str(result)
 
 
@@ -122,16 +174,19 @@ def test_without_a_launcher_it_is_the_runner_alone(place: Place) -> None:
 
 
 HELP = """
-import argparse
+import argparse, sys, time
 from batchlet.early import BatchletRunner
+time.sleep(1)
+print([name for name in ("asyncio", "dask", "multiprocessing") if name in sys.modules])
 argparse.ArgumentParser(description="of the script").parse_args()
 """
 
 
-def test_help_is_printed_by_the_head_ranks_at_most(place: Place) -> None:
+def test_help_is_printed_once_and_nothing_large_is_imported_for_the_client(place: Place) -> None:
     result = place.run_only("srun", "-n8", sys.executable, place.script(HELP), "--help", timeout=60)
     assert result.rc == 0, str(result)
-    assert result.stdout.count("of the script") == 2
+    assert result.stdout.startswith("[]\n"), str(result)
+    assert result.stdout.count("of the script") == 1
 
 
 SLOW = """

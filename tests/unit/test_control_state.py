@@ -161,6 +161,15 @@ def ready(quorum: int | None = None) -> World:
     return world
 
 
+def waiting(ranks: int) -> World:
+    """One whose client is still to come, and has not asked for any block."""
+    world = World()
+    world.state = State("n0", ranks, VERSIONS, 3)
+    world.timers.clear()
+    world.happened(e.Awaited(19))
+    return world
+
+
 # One thing at a time
 
 
@@ -294,10 +303,12 @@ def test_who_dies_before_the_first_block_has_died_at_its_start(quorum):
 
 
 def test_a_script_that_begins_no_block_ends_all_in_good_order():
-    world = World()
-    world.state = State("n0", 4, VERSIONS, 3)
+    world = waiting(4)
     peer = world.enter("agent-2", brings=("2",), local_ranks=(2,))
-    world.happened(e.Finished())
+    world.enter("1", "client", local_ranks=(1, 2, 3))
+    world.fire("deadline")
+    assert world.state.phase == IDLE, "the client is there, and may take its time"
+    world.leave("1")
     assert world.told[peer] == [m.Stop()]
     world.leave("agent-2")
     assert world.done(e.StopServing) == [], "rank 3 is still on its way"
@@ -305,6 +316,32 @@ def test_a_script_that_begins_no_block_ends_all_in_good_order():
     world.leave("agent-3")
     assert world.done(e.StopServing) == [e.StopServing()]
     assert world.done(e.Report) == []
+
+
+def test_a_client_that_never_comes_is_named_with_the_ranks_whose_agents_have_not_come_either():
+    world = waiting(5)
+    world.enter("agent-2", brings=("2",), local_ranks=(1, 2, 3))
+    world.fire("deadline")
+    [report] = world.done(e.Report)
+    assert report.error.exit_code == 80
+    assert (
+        "after 19 s (start_timeout): rank 1 on node n1, rank 4 on a node that nobody came from did not arrive"
+        in str(report.error)
+    )
+
+
+def test_a_client_that_was_there_before_its_first_block_comes_once_more_for_it_and_is_not_lost():
+    world = waiting(4)
+    before = world.client()
+    world.happened(e.MessageCame(world.client(), m.Begin(LAUNCH)))
+    world.happened(e.PeerLeft(before))
+    assert world.state.phase == STARTING
+    world.worker(2)
+    world.worker(3)
+    world.running(2, 3)
+    assert world.state.phase == RUNNING
+    world.leave("1")
+    assert world.state.phase == STOPPING
 
 
 def test_a_signal_between_two_blocks_ends_the_run():
@@ -512,7 +549,6 @@ STEPS = {
     "the client is done": lambda world: world.says("1", m.Done()),
     "the client begins": lambda world: world.says("1", m.Begin(LAUNCH)),
     "the client finishes": lambda world: world.says("1", m.Finish()),
-    "rank 0 finishes": lambda world: world.happened(e.Finished()),
     **{f"agent-{rank} pauses": lambda world, rank=rank: world.says(f"agent-{rank}", m.Paused()) for rank in RANKS},
     "a question": lambda world: world.says("agent-2", m.Ping()),
     **{f"timer {name}": lambda world, name=name: world.fire(name) for name in TIMERS},

@@ -62,7 +62,8 @@ ROOMS = (
         (
             ("control",),
             ("control.messages", "control.pulse", "control.signals"),
-            ("control.handshake", "control.events", "control.wording"),
+            ("control.greeting",),
+            ("control.presence", "control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
             ("control.ending",),
@@ -132,7 +133,6 @@ ROOMS = (
             ("node.scheduler_request", "node.sharing"),
             ("node.scheduler_block",),
             ("node.coordinator_rank",),
-            ("node.early_coordinator",),
             ("node.rank_roles", "node.local_ranks"),
             ("node.agent", "node.job_agent"),
             ("node.bootstrap",),
@@ -143,7 +143,7 @@ ROOMS = (
         "client",
         (
             ("client",),
-            ("client.backend", "client.by_hand"),
+            ("client.backend", "client.by_hand", "client.early_client"),
             ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
             ("client.ranks",),
             ("client.session", "client.default_client"),
