@@ -14,6 +14,8 @@ __all__ = ["Answer", "cancel_pending", "run", "words_of"]
 
 # Seconds. Slurm's commands try for a minute or two to reach a controller that is busy.
 TIMEOUT = 60.0
+# Seconds of a node that has lost its client, and perhaps all others.
+_ALONE = 8.0
 _LONGEST = 300
 
 
@@ -68,8 +70,8 @@ def cancel_pending(name: str, job_ids: Sequence[str]) -> None:
     """Cancel those of these jobs that have not begun; from a node, for a client that is gone."""
     system = batch_system(name)
     environ = system.environ(os.environ)
-    answer = run(system.query(job_ids), environ)
+    answer = run(system.query(job_ids), environ, _ALONE)
     pending = [job for job, seen in system.parse(answer.out).items() if seen.state == "pending" and job in job_ids]
     if pending:
         with contextlib.suppress(OSError):
-            run(system.cancel(pending), environ)
+            run(system.cancel(pending), environ, _ALONE)
