@@ -292,6 +292,7 @@ COLOURS = {
     "batchlet-m": ("#2ea36f", True),
     "batchlet-node": ("#0ea5b7", True),
     "batchlet-early": ("#16a34a", False),
+    "batchlet-above": ("#e5484d", False),
 }
 
 
