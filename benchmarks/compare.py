@@ -304,7 +304,9 @@ def draw(cases: Cases, scope: Scope) -> str:
         ready = [(case.shape.ranks, case.numbers("ready")) for case in found]
         points = [(ranks, statistics.median(numbers), min(numbers), max(numbers)) for ranks, numbers in ready]
         if points:
-            lines.append(Line(TOOLS[name].title, colour, points, dashed))
+            # Beside the plot there is room for a short title.
+            title = TOOLS[name].title.removeprefix("Batchlet, ").removeprefix("imports on top, ")
+            lines.append(Line(title, colour, points, dashed))
     if not lines:
         raise SystemExit("benchmarks: nothing to draw: the section `ready` has no figures")
     return plot("From srun to all workers ready", "ranks, on 4 nodes", "seconds", lines)
