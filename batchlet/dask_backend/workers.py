@@ -185,6 +185,7 @@ async def close(servers: Sequence[Any], timeout: float) -> None:
         expect_death(process.pid)
     for server in servers:
         dask_internals.stay_ended(server, "batchlet-stop")
+    await asyncio.gather(*(dask_internals.give_up_start(server) for server in servers))
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
         if timeout:
             await asyncio.wait_for(

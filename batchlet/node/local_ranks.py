@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalRank", "LocalRanks"]
 
+# Seconds for a worker that the scheduler knows to be known to its Nanny too, which looks every 0.05 s.
+_MOMENTS = 2.0
+
 
 @dataclass(eq=False)
 class LocalRank:
@@ -297,7 +300,10 @@ class LocalRanks:
         from ..dask_backend import workers
 
         self._block = None
-        for task in list(self._tasks_of_block):
+        starts = list(self._tasks_of_block)
+        if starts and timeout and self._joined.done() and self._joined.result().has(Ready):
+            await asyncio.wait(starts, timeout=_MOMENTS)
+        for task in starts:
             task.cancel()
         nannies = [nanny for local_rank in self._everyone for nanny in local_rank.nannies]
         await workers.close(nannies, timeout)

@@ -204,6 +204,26 @@ def test_stay_ended(cluster: Run) -> None:
     cluster(use)
 
 
+def test_give_up_start(cluster: Run) -> None:
+    """A Nanny whose start was cancelled can be closed at once, and its process has ended."""
+
+    async def use(scheduler: Any, _nanny: Any) -> None:
+        nanny = Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name="other")
+        start = asyncio.ensure_future(nanny.start())
+        await until(lambda: bool(dask_internals.child_processes(nanny)))
+        [process] = dask_internals.child_processes(nanny)
+        pid = process.pid
+        start.cancel()
+        await asyncio.wait([start])
+        dask_internals.stay_ended(nanny, "test")
+        await dask_internals.give_up_start(nanny)
+        await asyncio.wait_for(nanny.close(timeout=20), 30)
+        assert nanny.status.name == "closed"
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+
+    cluster(use)
+
+
 def test_off_the_path(cluster: Run) -> None:
     """A Nanny puts its directory on the path, and what is in its `env` when it starts its worker has."""
 

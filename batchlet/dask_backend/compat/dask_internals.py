@@ -14,6 +14,7 @@ from typing import Any
 
 import dask.config
 import distributed
+import distributed.core
 import distributed.utils
 from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.versions import get_versions
@@ -24,6 +25,7 @@ __all__ = [
     "altered_clients",
     "child_processes",
     "correct_state",
+    "give_up_start",
     "is_disconnected",
     "keep_port",
     "keep_preload",
@@ -41,6 +43,9 @@ __all__ = [
 #: What Dask's Nanny calls the process of its worker (seen in `WorkerProcess.start`). If it is called otherwise, such a process
 #: runs the user's main module again, as Dask without Batchlet has it do.
 WORKER_PROCESS = "Dask Worker process (from Nanny)"
+
+# Seconds for a killed process to be gone.
+_KILLED = 5.0
 
 
 def living(kind: type) -> list[Any]:
@@ -158,6 +163,24 @@ def stay_ended(server: Any, reason: str) -> None:
         say = getattr(nanny, "close_gracefully", None)
         if callable(say):
             say(reason=reason)
+
+
+async def give_up_start(server: Any) -> None:
+    """Kill the workers of a server that are not up yet, so that its Nannies can be closed at once.
+
+    ``WorkerProcess.kill`` waits for the event ``running`` while the status is "starting". Before Dask 2026 nothing set it for a
+    start that was cancelled, and a close took as long as its time limit.
+    """
+    for nanny in nannies_of(server):
+        holder = getattr(nanny, "process", None)
+        if holder is None or getattr(holder, "status", None) is not distributed.core.Status.starting:
+            continue
+        with contextlib.suppress(Exception):
+            await holder.process.kill()
+            await holder.process.join(_KILLED)
+        if holder.status is distributed.core.Status.starting:
+            holder.status = distributed.core.Status.failed
+        holder.running.set()
 
 
 def off_the_path(server: Any, variable: str) -> None:
