@@ -114,9 +114,9 @@ def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
 
 
 def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
-    # --verbose: with the controller's own time.
+    # --all: of a partition that is hidden, too. --verbose: with the controller's own time.
     job = environ["SLURM_JOB_ID"].strip()
-    return (("scontrol", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
+    return (("scontrol", "--all", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
 
 
 def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: float) -> AllocationEnd | None:
