@@ -58,8 +58,10 @@ class RunClock:
         self._answer: str | None = None
         self._asked = 0.0
         self._end: AllocationEnd | None = None
-        # Seconds before the end, each as somebody has asked for it; the largest one counts.
+        # Seconds before the end, each as somebody has asked for it; the largest one counts. And what counts without any.
         self._leads: list[float] = []
+        self._otherwise: float | None = None
+        self._checked = False
         self._deliver: Callable[[TimeIsUpError, float], None] | None = None
         self._over = False
 
@@ -107,20 +109,23 @@ class RunClock:
             If that moment is over.
         """
         settings = self._settings
-        if not (settings.stop_before or settings.requeue or settings.time_limit):
+        self._checked = True
+        if not (self._leads or settings.stop_before or settings.requeue or settings.time_limit):
             return
         end = self.end()
         if end is None:
             return
         now = time.time()
-        if end.source == TIME_LIMIT:
+        for lead in self._leads:
+            check_lead(lead, end, now, "before_end")
+        if settings.requeue:
+            self._otherwise = default_lead(end.at - now)
+        elif end.source == TIME_LIMIT:
             # There is nobody else who ends the run then.
-            self._leads.append(0.0)
+            self._otherwise = 0.0
         if settings.stop_before is not None:
             check_lead(settings.stop_before, end, now, "stop_before")
             self._leads.append(settings.stop_before)
-        elif settings.requeue:
-            self._leads.append(default_lead(end.at - now))
 
     def notes(self) -> list[str]:
         """Say what of the user's wishes has no effect here; a run without any job around it has no end, as everybody knows."""
@@ -144,7 +149,8 @@ class RunClock:
         if callback is not None and not callable(callback):
             raise SettingsError(f"before_end: {callback!r} cannot be called. Needed: a function without arguments.")
         end = self.end()
-        if found is not None and end is not None:
+        # Above the block all ranks may be here, and none hears of another one's error: the run is refused when they have met.
+        if found is not None and end is not None and self._checked:
             check_lead(found, end, time.time(), "before_end")
         with self._changed:
             if callback is not None:
@@ -197,7 +203,7 @@ class RunClock:
     def _watch(self) -> None:
         """Begin to wait, if there is something to wait for and nobody does."""
         with self._changed:
-            if self._deliver is None or self._over or not self._leads or self._end is None:
+            if self._deliver is None or self._over or self._moment() is None:
                 return
             deliver, self._deliver = self._deliver, None
         threading.Thread(target=self._wait, args=(deliver,), name="batchlet-clock", daemon=True).start()
@@ -214,8 +220,9 @@ class RunClock:
                     # The clock may be set, and another moment may be added.
                     self._changed.wait(min(wait if confirmed else wait - _CONFIRM, _LOOK) or 0.01)
                     continue
-                end, lead = self._end, max(self._leads)
+                end, lead = self._end, self._lead()
                 assert end is not None
+                assert lead is not None
             if wait > 0:
                 self._confirm()
                 continue
@@ -225,9 +232,14 @@ class RunClock:
             deliver(error, room_for_script(lead, settings.stop_timeout, settings.grace))
             return
 
+    def _lead(self) -> float | None:
+        """How long before the end the script is to be stopped."""
+        return max(self._leads, default=self._otherwise)
+
     def _moment(self) -> float | None:
-        """When the script is to be stopped, in seconds since the epoch."""
-        return self._end.at - max(self._leads) if self._end is not None and self._leads else None
+        """When that is, in seconds since the epoch; `None` if it is not to be stopped."""
+        lead = self._lead()
+        return None if self._end is None or lead is None else self._end.at - lead
 
     def _confirm(self) -> None:
         """Ask once more; a system that says nothing now has said it before."""

@@ -68,7 +68,7 @@ class Stopping:
         PlanError
             If ``stop_before`` is longer than the time that is left.
         """
-        if self._wanted:
+        if self._wanted or self._clock is not None:
             self.clock.check()
 
     def callbacks(self) -> list[Callable[[], object]]:

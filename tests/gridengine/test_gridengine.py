@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine, place: Place) -> None:
-    """Nothing binds the job to its slots: `NSLOTS` says how many threads there are, `h_vmem` how much memory, `h_rt` how long."""
+    """Nothing binds the job to its slots: `NSLOTS` says how many threads, `h_vmem` how much memory, `h_rt` how long."""
     script = place.script(SCRIPT)
     command = f"PATH={os.environ['PATH']} exec {sys.executable} {script}"
     result = place.run_only(

@@ -1,4 +1,4 @@
-"""The time that a job has: its end is known, the script is stopped before, and the job starts again where that was asked for."""
+"""The time that a job has: its end is known, the script is stopped before, the job starts again if that was asked for."""
 
 from __future__ import annotations
 
