@@ -131,7 +131,7 @@ def test_three_attempts_give_the_result_of_one(place: Place) -> None:
 def test_a_preempted_job_goes_on_where_it_was(place: Place, cluster: SlurmCluster, partition: str) -> None:
     """A job whose nodes another one gets is saved and started again once, whether Slurm requeues or cancels it."""
     everything = f"--nodes={len(cluster.node_names)}"
-    command = f"srun --ntasks=4 --overlap python {ATTEMPTS} wait 30"
+    command = f"exec srun --ntasks=4 python {ATTEMPTS} wait 30"
     job = submitted(
         place, everything, "--exclusive", f"--partition={partition}", command=command, env={"REQUEUE": "true"}
     )
@@ -149,7 +149,7 @@ def test_a_preempted_job_goes_on_where_it_was(place: Place, cluster: SlurmCluste
 
 def test_a_job_that_is_cancelled_does_not_start_again(place: Place) -> None:
     """`scancel` is the end, whatever the script has asked for."""
-    job = submitted(place, "-n4", command=f"srun python {ATTEMPTS} wait 60", env={"REQUEUE": "true"})
+    job = submitted(place, "-n4", command=f"exec srun python {ATTEMPTS} wait 60", env={"REQUEUE": "true"})
     output = place.cwd / f"slurm-{job.id}.out"
     eventually(lambda: output.exists() and "under way" in output.read_text(), 60, lambda: job._facts())
     subprocess.run(["scancel", job.id], env=place.environ, check=True, timeout=20)
