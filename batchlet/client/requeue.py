@@ -78,25 +78,25 @@ class Requeue:
             _ignore_sigterm()
             with contextlib.suppress(Exception):
                 let_go()
-            problem = slurm_job.requeue(self._environ)
-            text = (
+            # Before it is done: Slurm then ends at once what passes this on.
+            report.note(
                 f"job {self._job} goes back into the queue; attempt {self._attempt + 1} of {self._max_attempts} follows"
             )
-            if problem:
-                text = f"not requeued: {problem}"
-        report.note(text)
+            text = slurm_job.requeue(self._environ)
+        if text:
+            report.note(f"not requeued: {text}")
 
     def _refusal(self, *, asked: bool) -> str:
         """Say why the job is not to be requeued."""
         if self._attempt >= self._max_attempts:
-            return f"not requeued: this was attempt {self._attempt} of {self._max_attempts} (max_attempts)"
+            return f"this was attempt {self._attempt} of {self._max_attempts} (max_attempts)"
         job = slurm_job.ask(self._environ)
         problem = self._problem(job)
         if problem:
-            return f"not requeued: {problem}"
+            return problem
         if job is not None and job.state == "COMPLETING" and not job.preempted and not asked:
             # Cancelled by somebody, or requeued: by Slurm after the death of a node, by hand, or for a job with precedence.
-            return "not requeued: Slurm is ending the job already, and starts it again itself unless it was cancelled"
+            return "Slurm is ending the job already, and starts it again itself unless it was cancelled"
         return ""
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from cluster_slurm import SlurmCluster
@@ -38,13 +39,13 @@ with BatchletRunner() as runner, Client(runner) as client:
 def test_a_run_is_stopped_before_slurm_ends_it(srun: Run) -> None:
     """With `--time=1`: callback, exception and exit code come before Slurm's SIGTERM, with a cluster that works."""
     before = time.time()
-    result = srun("-n4", "--time=1", script=STOPPED, env={PREFIX + "STOP_BEFORE": "25s"}, timeout=100)
+    result = srun("-n4", "--time=1", script=STOPPED, env={PREFIX + "STOP_BEFORE": "35s"}, timeout=100)
     assert result.rc == 84, str(result)
     left, end = json.loads(json_line(result.stdout))
-    assert 25 < left <= 60, str(result)
+    assert 35 < left <= 60, str(result)
     assert before + 55 < end < before + 75, str(result)
     said = [line for line in result.stdout.splitlines() if not line.startswith("RESULT")]
-    assert re.fullmatch(r"saved 3 2[345]", said[0]), str(result)
+    assert re.fullmatch(r"saved 3 3[345]", said[0]), str(result)
     assert said[1:] == ["finally 6"], str(result)
     texts = ("batchlet: time is up: the run ends at ", "batchlet: ended by TimeIsUpError")
     assert all(sum(line.startswith(text) for line in result.errors) == 1 for text in texts), str(result)
@@ -95,14 +96,21 @@ def submitted(place: Place, *args: str, command: str, env: Mapping[str, str]) ->
     return BatchJob(place, "--open-mode=append", *args, script=script)
 
 
-def restarts(place: Place, job: BatchJob) -> int:
-    return int(job._facts()["Restarts"])
+def wait_until_under_way(place: Place, *jobs: BatchJob) -> None:
+    for job in jobs:
+        output = place.cwd / f"slurm-{job.id}.out"
+
+        def shown(output: Path = output) -> str:
+            return output.read_text() if output.exists() else "no output"
+
+        eventually(lambda shown=shown: "under way" in shown(), 90, lambda job=job, shown=shown: (job._facts(), shown()))
 
 
 def ended(place: Place, job: BatchJob, seconds: float) -> tuple[Job, int]:
     """Wait for the end; the job, and how many times it was started again."""
     done = job.wait(seconds)
-    return done, restarts(place, job)
+    (place.cwd / f"state-{job.id}.json").unlink(missing_ok=True)
+    return done, int(job._facts()["Restarts"])
 
 
 def undisturbed(steps: int) -> int:
@@ -123,75 +131,66 @@ def test_three_attempts_give_the_result_of_one(place: Place) -> None:
     assert sum(line.startswith("saved") for line in lines) == 1, done.output
     assert sum(f"job {job.id} goes back into the queue; attempt" in line for line in lines) == 2, done.output
     assert sum("batchlet: error: " in line for line in lines) == 1, done.output
-    (place.cwd / "state.json").unlink()
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("partition", ["low", "cheap"])
-def test_a_preempted_job_goes_on_where_it_was(place: Place, cluster: SlurmCluster, partition: str) -> None:
+def test_a_preempted_job_goes_on_where_it_was(place: Place, cluster: SlurmCluster) -> None:
     """A job whose nodes another one gets is saved and started again once, whether Slurm requeues or cancels it."""
-    everything = f"--nodes={len(cluster.node_names)}"
     command = f"exec srun --ntasks=4 python {ATTEMPTS} wait 30"
-    job = submitted(
-        place, everything, "--exclusive", f"--partition={partition}", command=command, env={"REQUEUE": "true"}
-    )
-    output = place.cwd / f"slurm-{job.id}.out"
-    eventually(lambda: output.exists() and "under way" in output.read_text(), 60, lambda: job._facts())
-    other = BatchJob(place, everything, "--exclusive", "--partition=high", script="#!/bin/sh\nsleep 3\n")
-    done, again = ended(place, job, 150)
-    assert (done.rc, again) == (0, 1), done.output
-    assert f"RESULT {undisturbed(30)}" in done.output, done.output
-    assert done.output.count("saved ") == 1, done.output
+    jobs = [
+        submitted(place, "--nodes=2", "--exclusive", f"--partition={name}", command=command, env={"REQUEUE": "true"})
+        for name in ("low", "cheap")
+    ]
+    wait_until_under_way(place, *jobs)
+    everything = f"--nodes={len(cluster.node_names)}"
+    other = BatchJob(place, everything, "--exclusive", "--partition=high", script="#!/bin/sh\nsleep 2\n")
+    for job in jobs:
+        done, again = ended(place, job, 150)
+        assert (done.rc, again) == (0, 1), done.output
+        assert f"RESULT {undisturbed(30)}" in done.output, done.output
+        assert done.output.count("saved ") == 1, done.output
     assert other.wait(30).rc == 0
-    (place.cwd / "state.json").unlink()
     place.assert_nothing_left()
 
 
 def test_a_job_that_is_cancelled_does_not_start_again(place: Place) -> None:
     """`scancel` is the end, whatever the script has asked for."""
     job = submitted(place, "-n4", command=f"exec srun python {ATTEMPTS} wait 60", env={"REQUEUE": "true"})
-    output = place.cwd / f"slurm-{job.id}.out"
-    eventually(lambda: output.exists() and "under way" in output.read_text(), 60, lambda: job._facts())
+    wait_until_under_way(place, job)
     subprocess.run(["scancel", job.id], env=place.environ, check=True, timeout=20)
     done, again = ended(place, job, 60)
     assert again == 0, done.output
     assert "not requeued: Slurm is ending the job already" in done.output, done.output
-    (place.cwd / "state.json").unlink()
 
 
-@pytest.mark.parametrize(
-    ("args", "env", "says"),
-    [
-        (
-            ["--no-requeue"],
-            {},
-            ["requeue has no effect: job J must not be requeued (Requeue=0); submit it with sbatch --requeue"],
-        ),
-        ([], {"MAX_ATTEMPTS": "1"}, ["not requeued: this was attempt 1 of 1 (max_attempts)"]),
-    ],
-)
-def test_a_job_that_may_not_start_again_says_so_and_ends(place: Place, args, env, says) -> None:
+def test_a_job_that_may_not_start_again_says_so_and_ends(place: Place) -> None:
     """Where requeueing is off, or was done often enough, one sentence says so, and the job ends with 84."""
-    settings = {"TIME_LIMIT": "9", "STOP_BEFORE": "5", "REQUEUE": "true", **env}
-    job = submitted(place, "-n4", *args, command=f"srun python {ATTEMPTS} time 60", env=settings)
-    done, again = ended(place, job, 60)
-    assert (done.rc, again) == (84, 0), done.output
-    for text in says:
-        assert done.output.count("batchlet: " + text.replace("job J", f"job {job.id}")) == 1, done.output
-    assert len(place.run_only("squeue", "--noheader").stdout.split()) == 0
-    (place.cwd / "state.json").unlink()
+    settings = {"TIME_LIMIT": "9", "STOP_BEFORE": "5", "REQUEUE": "true"}
+    command = f"srun python {ATTEMPTS} time 60"
+    never = submitted(place, "-n4", "--no-requeue", command=command, env=settings)
+    once = submitted(place, "-n4", command=command, env={**settings, "MAX_ATTEMPTS": "1"})
+    off = f"job {never.id} must not be requeued (Requeue=0); submit it with sbatch --requeue"
+    for job, texts in (
+        (never, [f"requeue has no effect: {off}", f"not requeued: {off}"]),
+        (once, ["not requeued: this was attempt 1 of 1 (max_attempts)"]),
+    ):
+        done, again = ended(place, job, 90)
+        assert (done.rc, again) == (84, 0), done.output
+        for text in texts:
+            assert done.output.count(f"batchlet: {text}\n") == 1, done.output
+    assert place.run_only("squeue", "--noheader").stdout.split() == []
 
 
 def test_the_example_gives_the_result_of_an_undisturbed_run(place: Place) -> None:
     """`slurm_examples/checkpoint.py` in several attempts prints what it prints in one."""
-    command = ["python", str(CHECKPOINT), "--samples", "3e8"]
+    command = ["python", str(CHECKPOINT), "--samples", "5e8"]
     alone = place.run(*command, timeout=120)
     assert alone.rc == 0, str(alone)
-    env = {"TIME_LIMIT": "12", "STOP_BEFORE": "7"}
+    env = {"TIME_LIMIT": "12", "STOP_BEFORE": "6"}
     job = submitted(place, "-n4", command=f"srun {' '.join(command)}", env=env)
     done, again = ended(place, job, 200)
     assert done.rc == 0, done.output
-    assert again >= 2, done.output
+    assert again >= 1, done.output
     assert [line for line in done.output.splitlines() if line.startswith("pi ")] == [
         line for line in alone.stdout.splitlines() if line.startswith("pi ")
     ], done.output

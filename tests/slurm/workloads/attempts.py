@@ -17,7 +17,7 @@ from batchlet.early import BatchletRunner
 from dask.distributed import Client
 
 *ends, last = sys.argv[1:]
-FILE = Path("state.json")
+FILE = Path(f"state-{os.environ['SLURM_JOB_ID']}.json")
 
 
 def say(*words: object) -> None:
@@ -46,7 +46,7 @@ with BatchletRunner() as runner, Client(runner) as client:
     how = ends[runner.attempt - 1] if runner.attempt <= len(ends) else "finish"
     done_before = state[0]
     while how != "finish" or state[0] < int(last):
-        if how == "finish" or state[0] < int(last) - 10:
+        if how == "finish" or state[0] < done_before + 10:
             state = [state[0] + 1, state[1] + client.submit(square, state[0], pure=False).result()]
         else:
             time.sleep(0.05)
