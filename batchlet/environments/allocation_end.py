@@ -33,7 +33,8 @@ __all__ = [
 
 #: Seconds for all of a batch system's answers together; without them the variables decide, or nothing is known.
 ANSWER_TIMEOUT = 10.0
-# slurmctld gives a job without a limit this end: its start and 365 days, also in SLURM_JOB_END_TIME.
+# Slurm gives a job without a limit this one: 365 days, in SLURM_JOB_END_TIME, and where the backfill scheduler has started it
+# (seen with 22.05) in the controller's answer as well.
 _SLURM_UNLIMITED = 365 * 24 * 3600
 # Seconds. Slurm tells whole seconds, and a moment passes on the way: less than this is no difference between clocks.
 _CLOCKS_AGREE = 2.0
@@ -114,9 +115,11 @@ def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
 
 
 def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
-    # --all: of a partition that is hidden, too. --verbose: with the controller's own time.
+    # --all: of a partition that is hidden, too. The configuration begins with the time by the controller's clock.
     job = environ["SLURM_JOB_ID"].strip()
-    return (("scontrol", "--all", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
+    if not job.isdigit():
+        return ()
+    return ("scontrol", "--all", "--detail", "--oneliner", "show", "job", job), ("scontrol", "show", "config")
 
 
 def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: float) -> AllocationEnd | None:
@@ -124,10 +127,12 @@ def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: f
     job = environ["SLURM_JOB_ID"].strip()
     line = job_line(answer, job)
     limit, end = _field(line, "TimeLimit"), _utc(_field(line, "EndTime"))
-    if limit == "UNLIMITED":
+    days = re.match(r"(\d+)-", limit)
+    if limit == "UNLIMITED" or (days and int(days[1]) * 24 * 3600 >= _SLURM_UNLIMITED):
         return None
     if end is not None and limit:
-        clock = _utc(_field(answer, "last_update_time"))
+        said = re.search(r"^Configuration data as of (\S+)$", answer, re.MULTILINE)
+        clock = _utc(said[1]) if said else None
         ahead = clock - now if clock is not None else 0.0
         return AllocationEnd(end - (ahead if abs(ahead) > _CLOCKS_AGREE else 0.0), f"scontrol show job {job}")
     start, until = (whole_number(environ.get(name)) for name in ("SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"))
@@ -295,8 +300,7 @@ def answer_of(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
                 # Ctrl-C at the terminal is for the user's program alone.
                 start_new_session=True,
             )
-            # Some systems say part of what `--verbose` adds on the other stream.
-            said += [done.stdout, done.stderr] if done.returncode == 0 else []
+            said += [done.stdout] if done.returncode == 0 else []
     return "\n".join(said)
 
 
