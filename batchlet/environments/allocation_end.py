@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..launch_variables import whole_number
+from ..launch_variables import SLURM_JOB_END_TIME, SLURM_JOB_ID, SLURM_JOB_START_TIME, whole_number
 
 __all__ = [
     "ANSWER_TIMEOUT",
@@ -116,7 +116,7 @@ def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
 
 def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
     # --all: of a partition that is hidden, too. The configuration begins with the time by the controller's clock.
-    job = environ["SLURM_JOB_ID"].strip()
+    job = environ[SLURM_JOB_ID].strip()
     if not job.isdigit():
         return ()
     return ("scontrol", "--all", "--detail", "--oneliner", "show", "job", job), ("scontrol", "show", "config")
@@ -124,7 +124,7 @@ def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
 
 def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: float) -> AllocationEnd | None:
     """The controller's word first: the limit may have been changed, and its clock is the one that counts."""
-    job = environ["SLURM_JOB_ID"].strip()
+    job = environ[SLURM_JOB_ID].strip()
     line = job_line(answer, job)
     limit, end = _field(line, "TimeLimit"), _utc(_field(line, "EndTime"))
     days = re.match(r"(\d+)-", limit)
@@ -135,10 +135,10 @@ def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: f
         clock = _utc(said[1]) if said else None
         ahead = clock - now if clock is not None else 0.0
         return AllocationEnd(end - (ahead if abs(ahead) > _CLOCKS_AGREE else 0.0), f"scontrol show job {job}")
-    start, until = (whole_number(environ.get(name)) for name in ("SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"))
+    start, until = (whole_number(environ.get(name)) for name in (SLURM_JOB_START_TIME, SLURM_JOB_END_TIME))
     if not until or (start is not None and until - start >= _SLURM_UNLIMITED):
         return None
-    return AllocationEnd(float(until), "SLURM_JOB_END_TIME")
+    return AllocationEnd(float(until), SLURM_JOB_END_TIME)
 
 
 def job_line(answer: str, job: str) -> str:
@@ -230,7 +230,7 @@ class _System:
 
 # By the variable that is in each job of the system and nowhere else.
 _SYSTEMS = {
-    "SLURM_JOB_ID": _System(_ask_slurm, _read_slurm),
+    SLURM_JOB_ID: _System(_ask_slurm, _read_slurm),
     "SGE_TASK_ID": _System(_ask_gridengine, _read_gridengine),
     "PBS_JOBID": _System(_ask_pbs, _read_pbs),
     "LSB_JOBID": _System(_ask_lsf, _read_lsf),
