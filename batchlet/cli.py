@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from .client.refusal import refuse_alone
 from .client.session import Session
 from .command_line import parse
 from .environments import ProcessInfo, first_process, select
+from .environments.allocation_end import AllocationEnd, find_allocation_end
 from .errors import EndError, UsageError
 from .factory import cluster, submits
 from .launchers.base import Launcher
@@ -26,6 +28,7 @@ from .rendezvous import FileRendezvous
 from .resources import node_resources, read_host
 from .runner import BatchletRunner
 from .settings import Settings
+from .walltime import check_lead, end_of_run
 
 __all__ = ["main"]
 
@@ -83,7 +86,7 @@ def _run_on_jobs(program: Program, keywords: Mapping[str, Any]) -> int:
 
 def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
     """Print what would be started here: each node tells rank 0 of itself, through its first rank."""
-    began = time.monotonic()
+    began, now = time.monotonic(), time.time()
     if Session.active is not None:
         sys.stdout.write(f"already inside a Batchlet run\n{Session.active.plan}\n")
         return 0
@@ -114,6 +117,9 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         ]
         # Each node as text and as data, by its first rank.
         shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
+        end = end_of_run(find_allocation_end(os.environ) if first else None, settings.time_limit, now)
+        if first and end is not None and settings.stop_before is not None:
+            check_lead(settings.stop_before, end, now, "stop_before")
         alone = launcher is not None or info.nodes == 1 or not environment.knows_layout
         if not alone and not _gather(info, settings, shown, began):
             return 0
@@ -129,6 +135,9 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
             "job": info.job,
             "ranks": info.world_size,
             "run_id": info.run_id,
+            "ends_at": None if end is None else _as_time(end.at).isoformat(),
+            "time_left": None if end is None else max(0.0, end.at - time.time()),
+            "ends_at_source": None if end is None else end.source,
         }
         found["nodes"] = [data for _, data in parts]
         found["settings"] = {
@@ -139,7 +148,7 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         return 0
     text = [part for part, _ in parts]
     if first:
-        text.insert(0, _headline(info, reason, launcher))
+        text.insert(0, _headline(info, reason, launcher, end))
         asked = [
             f"  {name:<20} {getattr(settings, name)!s:>10}  {source}"
             for name, source in settings.sources.items()
@@ -163,10 +172,13 @@ def _gather(info: ProcessInfo, settings: Settings, shown: dict[int, Any], began:
     return True
 
 
-def _headline(info: ProcessInfo, reason: str, launcher: Launcher | None) -> str:
+def _headline(info: ProcessInfo, reason: str, launcher: Launcher | None, end: AllocationEnd | None) -> str:
     lines = [f"mode {info.mode}: {reason}"]
     if info.job:
         lines.append(info.job)
+    if end is not None:
+        left = report.duration(max(0.0, end.at - time.time()))
+        lines.append(f"ends at {_as_time(end.at):%Y-%m-%d %H:%M:%S}, in {left}: {end.source}")
     if launcher is not None:
         lines.append(
             f"{info.world_size} ranks to be started with {launcher.name}, one a node; "
@@ -183,6 +195,10 @@ def _headline(info: ProcessInfo, reason: str, launcher: Launcher | None) -> str:
             + ", ".join(f"{role} {ranks}" for role, ranks in names.items() if role in here)
         )
     return "\n".join(textwrap.fill(line, 118) for line in lines)
+
+
+def _as_time(at: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(at).astimezone().replace(microsecond=0)
 
 
 def _plain(value: Any) -> Any:

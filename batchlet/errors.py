@@ -16,13 +16,14 @@
     │   ├── ClusterLostError        81   the scheduler, or too many workers, died under the client
     │   ├── ClientLostError         82   the client died without a word (what the other ranks see)
     │   └── VersionMismatchError    83   the ranks run different versions of Python or Dask
+    ├── TimeIsUpError               84   the moment that `before_end` or ``stop_before`` has named
     └── TerminatedError        128 + n   signal number n (SIGTERM 143: scancel, preemption, time limit)
         └── InterruptedRunError    130   SIGINT (Ctrl-C); also a KeyboardInterrupt
 
 All are `SystemExit`: nobody catching one ends the process with the documented exit code and without a traceback, because
 Batchlet has printed the message by then, once for all ranks. What has gone wrong is an ordinary exception as well, which
-``except Exception`` catches. A signal is none: a script that tries each of its steps and goes on with the next one would
-not end before its grace period does.
+``except Exception`` catches. A signal is none, nor is the end of the time: a script that tries each of its steps and goes on
+with the next one would not end before its grace period does.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "SettingsError",
     "StartTimeoutError",
     "TerminatedError",
+    "TimeIsUpError",
     "UsageError",
     "VersionMismatchError",
     "error_named",
@@ -146,6 +148,15 @@ class VersionMismatchError(BatchletError):
     exit_code = 83
 
 
+class TimeIsUpError(EndError):
+    """The allocation ends soon, by the time that was asked for; raised in the client's main thread, after the callbacks.
+
+    No `Exception`, as `TerminatedError` is none.
+    """
+
+    exit_code = 84
+
+
 class TerminatedError(EndError):
     """The run was told to end by a signal; raised in the client's main thread, while the cluster still works.
 
@@ -195,6 +206,6 @@ def error_named(name: str, message: str) -> EndError:
         error.args = (message,)
         return error
     cls = globals().get(name)
-    if isinstance(cls, type) and issubclass(cls, BatchletError):
+    if isinstance(cls, type) and issubclass(cls, (BatchletError, TimeIsUpError)):
         return cls(message)
     return BatchletError(message)

@@ -8,6 +8,7 @@ from .node.attach import attach_early, may_attach_early
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
     from typing import Any
@@ -19,7 +20,67 @@ if TYPE_CHECKING:
 __all__ = ["BatchletRunner"]
 
 
-class BatchletRunner:
+class _Timed:
+    """What a runner tells of its time."""
+
+    _session: Session
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the allocation ends, or ``time_limit`` does; at least 0, and `None` where no limit is known.
+
+        The batch system is asked when this is first looked at, by the client alone: other ranks have what their variables tell.
+        """
+        return self._session.stopping.clock.left()
+
+    @property
+    def ends_at(self) -> datetime.datetime | None:
+        """When that is, with the local time zone."""
+        return self._session.stopping.clock.ends_at()
+
+    @property
+    def attempt(self) -> int:
+        """How many times Slurm has started this job, this time included; 1 without a job."""
+        return self._session.stopping.attempt
+
+    def before_end(
+        self, lead: float | str | datetime.timedelta | None = None, callback: Callable[[], object] | None = None
+    ) -> datetime.datetime | None:
+        """Stop the script so long before the end of its time: the callback, then `TimeIsUpError`, in the main thread.
+
+        The cluster still works then. Several calls make one stop: at the earliest of their moments and that of ``stop_before``
+        all callbacks are called, in the order in which they were given. What a callback raises is raised instead of
+        `TimeIsUpError`. With ``requeue`` they are called for SIGTERM as well. Where no end is known, nothing happens.
+
+        Parameters
+        ----------
+        lead : float, str or timedelta, optional
+            Seconds before the end, or a text such as ``"5min"``; not needed with ``stop_before`` or ``requeue``.
+        callback : callable, optional
+            Saves the work; takes no arguments. It has until shortly before the end.
+
+        Returns
+        -------
+        datetime or None
+            When that will be; `None` where no end is known.
+
+        Raises
+        ------
+        SettingsError
+            If `lead` is no time.
+        PlanError
+            If that moment is over already.
+        """
+        from .errors import EndError
+
+        session = self._session
+        try:
+            return session.stopping.clock.before_end(lead, callback)
+        except EndError as error:
+            session.refuse(error)
+
+
+class BatchletRunner(_Timed):
     """One Dask cluster out of the processes of a batch job; a context manager, and a cluster object for Dask's client.
 
     Under ``srun -n 12 python script.py`` every process runs the script up to the ``with``. There, rank 0 becomes the
@@ -70,7 +131,7 @@ class BatchletRunner:
         return self._viewed
 
     @property
-    def _session(self) -> Session:
+    def _session(self) -> Session:  # type: ignore[override]
         return self._made or self._make()
 
     def _make(self) -> Session:

@@ -38,6 +38,7 @@ __all__ = [
     "LOG_LEVELS",
     "MODES",
     "OF_JOBS",
+    "OF_RUNS",
     "PREFIX",
     "SWITCH_VALUES",
     "Settings",
@@ -81,6 +82,8 @@ OF_JOBS = (
     "jobs", "nodes_per_job", "cores", "memory", "memory_per_thread", "walltime", "max_restarts", "setup_script_commands",
     "job_options",
 )  # fmt: skip
+#: Options that mean nothing where jobs are submitted.
+OF_RUNS = ("time_limit", "stop_before", "requeue", "max_attempts")
 #: What an option that is on or off may be given as on a command line; given as nothing it is on.
 SWITCH_VALUES = (*TRUTH, "auto")
 
@@ -146,6 +149,19 @@ class Settings:
         True,
         "TLS between all processes and a secret dashboard address: true, false, or a distributed.Security",
     )
+    time_limit: float | None = _option(
+        seconds, None, "seconds after which the run ends (2h, 90min), where the batch system's own limit is not earlier"
+    )
+    stop_before: float | None = _option(
+        seconds,
+        None,
+        "how long before the end the script gets TimeIsUpError: 5min (default: never; with requeue a tenth of the time, "
+        "from 30 s to 5 min)",
+    )
+    requeue: bool = _option(
+        flag, False, "whether a Slurm job that has no time left, is preempted or has lost its cluster is started again"
+    )
+    max_attempts: int = _option(count, 10, "with requeue, how many times a job may run")
     timeline: bool = _option(flag, False, "whether to print at the end what took how long at the start")
     interface: str | None = _option(
         filled_text, None, "network interface to use, such as ib0 (default: the node's own name)"
@@ -198,6 +214,8 @@ class Settings:
         options = {option.name: option for option in fields(cls) if option.metadata}
         submits = keywords.get("submit") is not None or PREFIX + "SUBMIT" in environ
         _refuse_unknown(keywords, environ, list(options), () if submits else OF_JOBS)
+        if submits:
+            _refuse_for_jobs(keywords, environ)
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         for name, option in options.items():
@@ -240,6 +258,16 @@ def _less(known: list[str], without: tuple[str, ...]) -> list[str]:
 
 def _shown(name: str, value: object, source: str) -> str:
     return f"{source if source.startswith(PREFIX) else name}={value!r}"
+
+
+def _refuse_for_jobs(keywords: Mapping[str, object], environ: Mapping[str, str]) -> None:
+    for name in OF_RUNS:
+        if keywords.get(name) is not None or PREFIX + name.upper() in environ:
+            given = f"{name}=" if keywords.get(name) is not None else PREFIX + name.upper()
+            raise SettingsError(
+                f"{given} is for a run within its job, not for a cluster that submits jobs: leave it out. "
+                "walltime= is the time limit of a submitted job."
+            )
 
 
 def _refuse_unknown(

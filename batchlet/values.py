@@ -38,7 +38,7 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgtp")
     for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024))
 }
-_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 LEAST_WORKER_MEMORY = 1 << 20
 
 
@@ -97,7 +97,7 @@ def headroom(value: object) -> float:
 
 
 def seconds(value: object) -> float:
-    """A time above 0 in seconds, or with a unit: 120, "90s", "2 min"."""
+    """A time above 0 in seconds, or with a unit: 120, "90s", "2 min", "4h"."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", value.lower())
         if match is None or match[2] not in _SECONDS:

@@ -100,8 +100,14 @@ class Backend(Protocol):
             If not.
         """
 
-    def start(self) -> StartInfo:
+    def start(self, check: Callable[[], None]) -> StartInfo:
         """Start the cluster, or take part in it; only the client comes back.
+
+        Parameters
+        ----------
+        check : callable
+            Called on the client alone, before anything is started or as soon as the other ranks can hear of it; raises what
+            forbids the run.
 
         Raises
         ------

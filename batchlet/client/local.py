@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ class LocalBackend:
     def check(self) -> None:
         """Do nothing: whatever could be wrong shows in a moment."""
 
-    def start(self) -> StartInfo:
+    def start(self, check: Callable[[], None]) -> StartInfo:
         """See the protocol."""
+        check()
         from ..dask_backend import local_cluster, processes, scratch, tls, workers
         from ..dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
         from ..dask_backend.scheduler import dashboard_place
@@ -115,7 +117,9 @@ class LocalBackend:
         self._stack.close()
 
     def give_up(self, error: EndError) -> bool:  # noqa: ARG002
-        """See the protocol."""
+        """See the protocol. A signal may come when the cluster is there and the user's code not yet."""
+        if self._cluster is not None:
+            self._cluster.close()
         self.close()
         return False
 

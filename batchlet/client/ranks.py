@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -92,7 +93,7 @@ class RanksBackend:
             # The launcher's variables allow a guess only.
             self._rank = self._rank.placed(*self._rendezvous.layout)
 
-    def start(self) -> StartInfo:
+    def start(self, check: Callable[[], None]) -> StartInfo:
         """See the protocol."""
         rank = self._rank
         if self._launcher is None and rank.role in (SCHEDULER, WORKER):
@@ -101,8 +102,12 @@ class RanksBackend:
             self._end_process(take_part(rank, self._options, self._rendezvous))
         from ..node.join import plan_with_facts
 
+        if self._launcher is not None:
+            check()
         connection = self._join()
         plan = plan_with_facts(rank, connection)
+        if self._launcher is None:
+            check()
         self._check_security(connection)
         if self._launcher is None:
             with quicker_import():

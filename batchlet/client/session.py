@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -14,11 +13,12 @@ from ..errors import EndError, TerminatedError, UsageError, terminated
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
-from . import by_hand, dask_clients
+from . import by_hand, dask_clients, status
 from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 from .membership import Membership
 from .refusal import give_up, refuse
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from ..control.signals import ClientGuard
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 # Seconds within which all connections to a dead process break.
-_MOMENT = 1.0
+_MOMENT = status.MOMENT
 
 
 class Session:
@@ -54,6 +54,8 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._made: Backend | None = None
         self._known: Rank | None = None
+        # When the run is to be stopped, and what becomes of its job then.
+        self.stopping: Stopping
         self._guard: ClientGuard | None = None
         self._callbacks: list[Callable[[int], object]] = []
         self._marks: timeline.Marks = ()
@@ -62,10 +64,12 @@ class Session:
             settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
                 self._known, self._made = self._outer.rank, self._outer._backend
+                self.stopping = self._outer.stopping
                 if options:
                     _without_effect(options, by_hand=self._outer._by_hand)
                 return
             self._known = Rank.identify(settings, os.environ, self._began)
+            self.stopping = Stopping(self._known)
             self._made = _backend(self._known, options)
             if Membership.of_this_process() is None:
                 # In a later block the ranks have been waiting since the first one.
@@ -122,20 +126,7 @@ class Session:
     @property
     def status(self) -> Any:
         """See the runner."""
-        from distributed.core import Status
-
-        start, in_main = self._start, threading.current_thread() is threading.main_thread()
-        if start is not None and not in_main and dask_clients.any_disconnected(start.address):
-            # Dask's client has lost its connection and asks whether to try again: our own news come in a moment. It also
-            # asks each time that it gives a sign of life, in the event loop that brings all results.
-            lost = self._backend.root_cause(_MOMENT) is not None
-            if lost and self._guard is not None:
-                self._guard.wait_delivered(_MOMENT)
-            if lost:
-                return Status.closed
-        if self.state == "closed":
-            return Status.closed
-        return Status.running if self._start is not None else Status.created
+        return status.status_of(self.state, self._start, self._guard, self._backend.root_cause)
 
     def __repr__(self) -> str:
         return f"<BatchletRunner {self.rank.info.run_id}: {self.rank.info.mode}, {self.rank.role}, {self.state}>"
@@ -152,7 +143,7 @@ class Session:
         if self.asynchronous:
             self.refuse(UsageError("BatchletRunner(asynchronous=True) needs `async with` or `await runner`."))
         with self._entering():
-            self._running(self._outer._start if self._outer is not None else self._backend.start())
+            self._running(self._outer._start if self._outer is not None else self._backend.start(self.stopping.check))
 
     async def enter_async(self) -> None:
         """Do as `enter`, in an event loop."""
@@ -162,7 +153,9 @@ class Session:
             self.refuse(UsageError("`async with` and `await runner` need BatchletRunner(asynchronous=True)."))
         with self._entering():
             self._running(
-                self._outer._start if self._outer is not None else await asyncio.to_thread(self._backend.start)
+                self._outer._start
+                if self._outer is not None
+                else await asyncio.to_thread(self._backend.start, self.stopping.check)
             )
 
     @contextlib.contextmanager
@@ -203,6 +196,7 @@ class Session:
             self._stack.callback(by_hand.ends_with_process(self.leave, typed=self._typed))
         self._backend.listen(News(self._on_terminate_elsewhere, self._on_failure))
         announce(self._backend, start)
+        self.stopping.start(self._guard)
 
     def _on_terminate_elsewhere(self, number: int, where: str) -> None:
         if self._guard is not None:
@@ -236,6 +230,8 @@ class Session:
             stop_timeout=settings.stop_timeout,
             callbacks=self._callbacks,
             leave=self._let_go,
+            at_end=self.stopping.callbacks,
+            checkpoints=settings.requeue,
             interactive=self._typed,
             after=by_hand.after_cell(self.leave) if self._typed else None,
         )
@@ -245,6 +241,7 @@ class Session:
         """Let the others know that this process is about to be ended the hard way; in a thread of the guard."""
         self._keep_exit_code()
         self._backend.let_go()
+        self.stopping.after(self._guard.error if self._guard is not None else None, lambda: None)
 
     def _keep_exit_code(self) -> None:
         if self._guard is not None and isinstance(self._guard.error, TerminatedError):
@@ -310,6 +307,7 @@ class Session:
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
                 advice=self._advice,
             )
+        self.stopping.after(error, self._backend.let_go)
 
     # Errors
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from .. import report
-from ..errors import EndError, terminated
+from ..errors import EndError, TerminatedError, TimeIsUpError, terminated
 
 __all__ = ["ClientGuard", "handled"]
 
@@ -75,6 +75,11 @@ class ClientGuard:
         Seconds that it has to end once the cluster is lost.
     callbacks : list of callable
         Each gets the signal's number in the main thread, before the exception is raised there.
+    at_end : callable
+        Gives functions that are called in the main thread before `TimeIsUpError` is raised there. What one of them raises is
+        raised instead.
+    checkpoints : bool
+        Whether they are called before the error for SIGTERM as well.
     leave : callable
         Called before the process is ended the hard way: tells rank 0 that the run is over.
     interactive : bool
@@ -91,6 +96,8 @@ class ClientGuard:
         stop_timeout: float,
         callbacks: list[Callable[[int], object]],
         leave: Callable[[], None],
+        at_end: Callable[[], list[Callable[[], object]]] = list,
+        checkpoints: bool = False,
         interactive: bool = False,
         after: Callable[[EndError], None] | None = None,
     ) -> None:
@@ -100,6 +107,8 @@ class ClientGuard:
         self._stop_timeout = stop_timeout
         self._leave = leave
         self._callbacks = callbacks
+        self._at_end = at_end
+        self._checkpoints = checkpoints
         self._error: EndError | None = None
         self._delivered = threading.Event()
         self._over = threading.Event()
@@ -126,12 +135,20 @@ class ClientGuard:
         """Wait a moment until the news has reached the main thread, in another thread."""
         self._delivered.wait(seconds)
 
-    def deliver(self, error: EndError) -> None:
-        """Raise `error` in the main thread; may be called from any thread. Only the first error counts."""
+    def deliver(self, error: EndError, seconds: float | None = None) -> None:
+        """Raise `error` in the main thread; may be called from any thread. Only the first error counts.
+
+        Parameters
+        ----------
+        error : EndError
+            What to raise.
+        seconds : float, optional
+            What the user's code has to end; `stop_timeout` unless given.
+        """
         if self._error is not None or self._over.is_set():
             return
         self._error = error
-        self._expire(error, self._stop_timeout)
+        self._expire(error, self._stop_timeout if seconds is None else seconds)
 
     def terminate(self, number: int, where: str) -> None:
         """Bring a signal that another rank got; may be called from any thread."""
@@ -207,9 +224,22 @@ class ClientGuard:
                     callback(error.exit_code - 128)
                 except Exception as problem:  # noqa: BLE001
                     report.note(f"on_terminate callback failed: {type(problem).__name__}: {problem}")
+        if isinstance(error, TimeIsUpError) or (self._checkpoints and _is_sigterm(error)):
+            self._save_work()
         if self._after is not None:
             self._after(error)
         raise error
+
+    def _save_work(self) -> None:
+        """Call all who want to be; what the first that fails has raised, the user sees."""
+        first: BaseException | None = None
+        for save in self._at_end():
+            try:
+                save()
+            except BaseException as problem:  # noqa: BLE001
+                first = first or problem
+        if first is not None:
+            raise first
 
     def _expire(self, error: EndError, seconds: float) -> None:
         """End the process if the user's code has not come back by then; it may be stuck in compiled code."""
@@ -227,3 +257,7 @@ class ClientGuard:
             os._exit(error.exit_code)
 
         threading.Thread(target=wait, name="batchlet-deadline", daemon=True).start()
+
+
+def _is_sigterm(error: EndError) -> bool:
+    return isinstance(error, TerminatedError) and error.exit_code == 128 + signal.SIGTERM

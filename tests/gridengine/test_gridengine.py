@@ -29,12 +29,13 @@ if __name__ == "__main__":
         client = runner.get_client()
         workers = client.scheduler_info()["workers"].values()
         total = client.submit(sum, range(10)).result()
-        print(json.dumps([total, sum(w["nthreads"] for w in workers), sum(w["memory_limit"] for w in workers)]))
+        threads, memory = (sum(worker[name] for worker in workers) for name in ("nthreads", "memory_limit"))
+        print(json.dumps([total, threads, memory, runner.time_left]))
 """
 
 
 def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine, place: Place) -> None:
-    """Nothing binds the job to its slots: `NSLOTS` says how many threads there are, `h_vmem` how much memory."""
+    """Nothing binds the job to its slots: `NSLOTS` says how many threads, `h_vmem` how much memory, `h_rt` how long."""
     script = place.script(SCRIPT)
     command = f"PATH={os.environ['PATH']} exec {sys.executable} {script}"
     result = place.run_only(
@@ -46,7 +47,7 @@ def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine,
             "smp",
             "1",
             "-l",
-            "h_vmem=6G",
+            "h_vmem=6G,h_rt=3000",
             "-cwd",
             "-o",
             "out",
@@ -62,8 +63,9 @@ def test_a_script_in_a_job_keeps_to_the_slots_of_the_job(gridengine: GridEngine,
     )
     errors = (place.cwd / "err").read_text()
     assert result.rc == 0, f"{result}\n{errors}"
-    total, threads, memory = json.loads((place.cwd / "out").read_text().splitlines()[-1])
+    total, threads, memory, left = json.loads((place.cwd / "out").read_text().splitlines()[-1])
     assert (total, threads) == (45, 1)
+    assert 2950 < left < 3000
     assert memory <= min(6 * 2**30, psutil.virtual_memory().total)
     assert "batchlet: local: 1 worker x 1 thread" in errors
 

@@ -58,6 +58,9 @@ def slurm_conf(cluster: SlurmCluster) -> str:
         "ReturnToService": 2,
         "JobRequeue": 1,
         "KillWait": cluster.kill_wait,
+        # A job in partition "high" takes the nodes of those in "low", which are requeued, and in "cheap", cancelled.
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
         # A loaded test machine is slow, not broken.
         "MessageTimeout": 30,
         # Backfill, so that a job which must wait does not block the ones behind it; and do not dawdle.
@@ -67,7 +70,10 @@ def slurm_conf(cluster: SlurmCluster) -> str:
     nodes = f"NodeName={cluster.node_prefix}{numbers} NodeAddr=198.18.{cluster.instance}.{numbers}"
     lines = [f"{key}={value}" for key, value in settings.items()]
     lines.append(f"{nodes} {topology} RealMemory={cluster.memory_mib} State=UNKNOWN")
-    lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+    lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF")
+    lines.append("PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=REQUEUE")
+    lines.append("PartitionName=cheap Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL")
+    lines.append("PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=OFF PriorityTier=10")
     lines.extend(cluster.extra_conf.splitlines())
     return "\n".join(lines) + "\n"
 

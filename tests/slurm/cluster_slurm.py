@@ -330,7 +330,7 @@ class SlurmCluster:
 
     def _node_states(self) -> str:
         """Return one line per node, ``name state``, or sinfo's complaint."""
-        answer = self._call("sinfo", "--noheader", "--Node", "--format=%N %T")
+        answer = self._call("sinfo", "--partition=main", "--noheader", "--Node", "--format=%N %T")
         return answer.stdout or answer.stderr
 
     def _controller_listens(self) -> bool:

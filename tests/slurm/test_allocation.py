@@ -85,7 +85,9 @@ def errors(result: Result) -> list[str]:
 
 def names(place: Place, count: int) -> list[str]:
     """Names of the first nodes of the cluster."""
-    shown = place.run_only("sinfo", "--noheader", "--Node", "--format=%N", timeout=10).stdout.split()
+    shown = place.run_only(
+        "sinfo", "--partition=main", "--noheader", "--Node", "--format=%N", timeout=10
+    ).stdout.split()
     return sorted(set(shown))[:count]
 
 

@@ -26,6 +26,7 @@ CODES = {
     "ClusterLostError": 81,
     "ClientLostError": 82,
     "VersionMismatchError": 83,
+    "TimeIsUpError": 84,
     "TerminatedError": 128 + signal.SIGTERM,
     "InterruptedRunError": 128 + signal.SIGINT,
 }
@@ -58,7 +59,7 @@ def test_an_error_is_caught_like_any_other_exception_and_a_signal_like_ctrl_c(cl
     assert (
         isinstance(error, Exception)
         == isinstance(error, errors.BatchletError)
-        == (cls is not errors.EndError and error.exit_code < 128)
+        == (cls not in (errors.EndError, errors.TimeIsUpError) and error.exit_code < 128)
     )
     assert str(error) == "what was found"
 

@@ -47,12 +47,13 @@ ROOMS = (
         "environments",
         (
             ("environments.base",),
-            ("environments.slurm", "environments.batch_jobs"),
+            ("environments.slurm", "environments.batch_jobs", "environments.allocation_end"),
+            ("environments.slurm_job",),
             ("environments.mpi", "environments.local"),
             ("environments",),
         ),
     ),
-    ("", (("resources",), ("plan",), ("network",), ("security",))),
+    ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
     (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
@@ -143,9 +144,9 @@ ROOMS = (
         "client",
         (
             ("client",),
-            ("client.backend", "client.by_hand", "client.early_client"),
+            ("client.backend", "client.by_hand", "client.early_client", "client.requeue", "client.run_clock"),
             ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
-            ("client.ranks",),
+            ("client.ranks", "client.status", "client.stopping"),
             ("client.session", "client.default_client"),
             ("client.cluster_view",),
         ),
