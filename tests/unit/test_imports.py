@@ -47,7 +47,7 @@ ROOMS = (
         "environments",
         (
             ("environments.base",),
-            ("environments.slurm", "environments.batch_jobs"),
+            ("environments.slurm", "environments.batch_jobs", "environments.allocation_end"),
             ("environments.mpi", "environments.local"),
             ("environments",),
         ),
