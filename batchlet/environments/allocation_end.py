@@ -19,7 +19,15 @@ from pathlib import Path
 
 from ..launch_variables import whole_number
 
-__all__ = ["ANSWER_TIMEOUT", "AllocationEnd", "allocation_end", "commands_environ", "find_allocation_end", "questions"]
+__all__ = [
+    "ANSWER_TIMEOUT",
+    "AllocationEnd",
+    "allocation_end",
+    "commands_environ",
+    "find_allocation_end",
+    "job_started",
+    "questions",
+]
 
 #: Seconds for all of a batch system's answers together; without them the variables decide, or nothing is known.
 ANSWER_TIMEOUT = 10.0
@@ -97,7 +105,7 @@ def allocation_end(environ: Mapping[str, str], answer: str = "", *, now: float, 
 def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
     """Ask the batch system, for at most `ANSWER_TIMEOUT` seconds, and read when the job ends; one process per run does so."""
     now = time.time()
-    return allocation_end(environ, _answer(questions(environ), environ), now=now, started=_job_started(environ, now))
+    return allocation_end(environ, _answer(questions(environ), environ), now=now, started=job_started(environ, now))
 
 
 # Slurm
@@ -283,7 +291,7 @@ def _answer(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
     return "\n".join(said)
 
 
-def _job_started(environ: Mapping[str, str], now: float) -> float:
+def job_started(environ: Mapping[str, str], now: float) -> float:
     """When the job began on this host, as far as can be seen: in gridengine its spool directory, else its session's process."""
     with contextlib.suppress(OSError):
         spool = environ.get("SGE_JOB_SPOOL_DIR")

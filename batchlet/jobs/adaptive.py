@@ -1,17 +1,21 @@
-"""Adaptive scaling that knows whole jobs only: those that wait count, and what was just asked for is not taken back."""
+"""Adaptive scaling that knows whole jobs only: those that wait count, those that retire do not, and only idle ones go."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from distributed.deploy.adaptive import Adaptive
 from distributed.protocol import pickle
 
+from .job_record import RETIRING
+
 __all__ = ["JobAdaptive", "job_of"]
 
-# How often in a row fewer jobs must be enough before one goes: seconds, by Dask's default of one look in a second.
+# How often in a row a job must have been idle before it goes, and fewer jobs enough before one goes that waits: seconds, by
+# Dask's default of one look in a second.
 _WAIT_COUNT = 10
 # Seconds in which a job that is not there yet is not taken back. What tasks take Dask learns from the first of them, and until
 # then guesses (distributed.scheduler.unknown-task-duration): what it wants in the first seconds means little.
@@ -31,13 +35,14 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
     cluster : BatchletCluster
         What is scaled.
     wait_count : int, optional
-        How often in a row fewer jobs must be enough before one goes.
+        How often in a row a job must have had nothing to do before it goes.
     **options
         Of Dask's own.
     """
 
     def __init__(self, cluster: Any, wait_count: int | None = None, **options: Any) -> None:
         self._surplus = 0
+        self._idle: dict[str, int] = {}
         self._looking = False
         super().__init__(cluster, wait_count=wait_count or _WAIT_COUNT, worker_key=job_of, **options)
 
@@ -53,39 +58,78 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
 
     async def _look(self) -> None:
         cluster = self.cluster
-        wanted = math.ceil(await self.target() / cluster.workers_per_job)
+        workers: dict[str, list[Any]] = {}
+        for state in cluster.scheduler.workers.values():
+            workers.setdefault(job_of(state), []).append(state)
+        self._idle = {
+            name: self._idle.get(name, 0) + 1
+            for name, states in workers.items()
+            if not any(state.processing for state in states)
+        }
+        wanted = math.ceil(await self._target(workers) / cluster.workers_per_job)
         wanted = int(max(self.minimum, min(self.maximum, wanted)))
         surplus = len(cluster.worker_spec) - wanted
-        if surplus <= 0:
-            self._surplus = 0
-            if surplus < 0 and cluster.keeper.book.gave_up is None:
-                self._note("up", wanted)
-                cluster._scale_to(wanted)
-            return
-        self._surplus += 1
-        if self._surplus < self.wait_count:
-            return
-        leaving = await self._leaving(surplus, wanted)
-        if leaving:
-            self._surplus = 0
-            self._note("down", wanted)
-            cluster.let_go(leaving)
+        self._surplus = self._surplus + 1 if surplus > 0 else 0
+        if surplus < 0 and cluster.keeper.book.gave_up is None:
+            self._note("up", wanted)
+            cluster._scale_to(wanted)
+        elif surplus >= 0 and any(self._is_idle(name) for name in self._retiring(workers)):
+            cluster.keeper.let_retiring_go()
+        if surplus > 0:
+            leaving = await self._leaving(surplus, workers)
+            if leaving:
+                self._note("down", wanted)
+                cluster.let_go(leaving)
 
-    async def _leaving(self, surplus: int, wanted: int) -> list[str]:
-        """Choose who goes: first those that have been waiting for long, then those that have the least to do."""
+    async def _target(self, workers: dict[str, list[Any]]) -> float:
+        """How many workers there should be, beside those of jobs that count no more and whose work nobody has to take over."""
+        target = float(await self.target())
+        there = sum(map(len, workers.values()))
+        # More than there are, Dask wants for the work alone; up to that it counts from what there is.
+        if target <= there:
+            target -= sum(len(workers[name]) for name in self._retiring(workers) if self._is_empty(name, workers[name]))
+        return max(0.0, target)
+
+    def _retiring(self, names: Iterable[str]) -> list[str]:
+        """Name the jobs that count no more."""
+        records = self.cluster.keeper.book.records
+        return [name for name in names if name in records and records[name].succeeded]
+
+    def _is_empty(self, name: str, states: list[Any]) -> bool:
+        """Whether a job has nothing that another would have to take over; one that retires already is handing it over."""
+        running = self.cluster.scheduler.running
+        if self.cluster.keeper.book.records[name].state == RETIRING and running.difference(states):
+            return True
+        return not any(state.processing or state.has_what for state in states)
+
+    def _is_idle(self, name: str) -> bool:
+        return self._idle.get(name, 0) >= self.wait_count
+
+    async def _leaving(self, surplus: int, workers: dict[str, list[Any]]) -> list[str]:
+        """Choose who goes: first those that have been waiting for long, then those that have had nothing to do for long."""
         cluster, records = self.cluster, self.cluster.keeper.book.records
-        absent = [name for name in cluster.worker_spec if name not in records or not records[name].hosts]
+        absent = [name for name in cluster.worker_spec if name not in workers]
         now = time.monotonic()
-        old = [name for name in absent if name in records and now - records[name].since > _HOLD]
-        leaving: list[str] = cluster.keeper.book.by_use(old)[:surplus]
+        leaving: list[str] = []
+        if self._surplus >= self.wait_count:
+            old = [name for name in absent if name in records and now - records[name].since > _HOLD]
+            leaving = cluster.keeper.book.by_use(old)[:surplus]
         # What waits and may not go yet is there soon, and then there is one too many of the others, or not.
         rest = surplus - len(absent)
         if rest > 0:
+            idle = [name for name in workers if name in cluster.worker_spec and self._is_idle(name)]
+            leaving += sorted(idle, key=lambda name: sum(state.nbytes for state in workers[name]))[:rest]
+        over = len(cluster.worker_spec) - len(leaving) - self.maximum
+        if over > 0:
+            # The user wants fewer than there are, whatever they are doing.
             names = await self.scheduler.workers_to_close(
-                target=wanted * cluster.workers_per_job, key=pickle.dumps(self.worker_key), attribute="name"
+                target=int(self.maximum) * cluster.workers_per_job,
+                key=pickle.dumps(self.worker_key),
+                attribute="name",
             )
             jobs = dict.fromkeys(str(name).rpartition("-")[0] for name in names)
-            leaving += [name for name in jobs if name in cluster.worker_spec and name not in leaving][:rest]
+            busy = [name for name in jobs if name in cluster.worker_spec and name not in leaving]
+            leaving += busy[: int(over)]
         return leaving
 
     def _note(self, status: str, wanted: int) -> None:

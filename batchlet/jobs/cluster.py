@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Generator
 from typing import Any
 
+import dask.config
 from dask.utils import parse_bytes
 from distributed import Scheduler
 from distributed.core import Status
@@ -21,7 +22,7 @@ from distributed.utils import NoOpAwaitable
 from .. import report
 from ..client.announce import dashboard_at
 from ..client.refusal import refuse_alone as refuse
-from ..dask_backend import dashboard, tls
+from ..dask_backend import dashboard, tls, tuning
 from ..dask_backend.logs import configure_logging, hush
 from ..dask_backend.scheduler import dashboard_place
 from ..dask_backend.scheduler import options as scheduler_options
@@ -129,7 +130,8 @@ class BatchletCluster(KeptCluster):
             refuse(self._problem)
 
     def _make_scheduler(self, **keywords: Any) -> Any:
-        scheduler = Scheduler(**keywords)
+        with dask.config.set(tuning.for_jobs()):
+            scheduler = Scheduler(**keywords)
         if self._token is not None:
             dashboard.guard(scheduler, self._token)
         return scheduler

@@ -15,8 +15,6 @@ from .systems import BatchSystem
 
 __all__ = ["Desk"]
 
-# Jobs that are submitted at one moment.
-_AT_ONCE = 4
 # Seconds after which a submit command that has failed is tried again; then it is not.
 _PAUSES = (1.0, 4.0, 0.0)
 # Seconds in which jobs that are to be cancelled come together for one command.
@@ -48,7 +46,6 @@ class Desk:
         self.checked = False
         self.uncancelled = False
         self._system = system
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._to_cancel: set[str] = set()
         self._cancelling: asyncio.Task[None] | None = None
         self._closed = False
@@ -89,8 +86,13 @@ class Desk:
         finally:
             path.unlink(missing_ok=True)
 
-    async def submit(self, job: Any) -> None:
-        """Submit a job, and try again where that fails for once; sets its ``job_id``.
+    async def submit(self, job: Any, count: int = 1) -> list[str]:
+        """Submit a job, or so many as one array, and try again where that fails for once.
+
+        Returns
+        -------
+        list of str
+            The ids.
 
         Raises
         ------
@@ -99,13 +101,12 @@ class Desk:
         """
         for pause in _PAUSES:
             try:
-                async with self._slots:
-                    job.job_id = await job.submit()
-                return
+                return [await job.submit()] if count == 1 else await job.submit_array(count)
             except SubmitError:
                 if not pause or self._closed:
                     raise
             await asyncio.sleep(pause)
+        raise AssertionError
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
         """Cancel jobs, with one command for all that are to be cancelled at this moment."""

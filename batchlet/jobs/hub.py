@@ -22,6 +22,7 @@ from ..control.messages import (
     Orders,
     Ping,
     Pong,
+    Remaining,
     ReportFailure,
     Serving,
     Signalled,
@@ -33,7 +34,7 @@ from ..errors import VersionMismatchError
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -56,6 +57,13 @@ class Came(Event):
 @dataclass(frozen=True)
 class Serves(Event):
     """Its workers are up."""
+
+
+@dataclass(frozen=True)
+class Ends(Event):
+    """The batch system ends it in so many seconds."""
+
+    seconds: int
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,8 @@ class Hub:
                 self._write(writer, Pong())
             case Serving():
                 self._on_event(Serves(job, node))
+            case Remaining(seconds):
+                self._on_event(Ends(job, node, seconds))
             case Told(text):
                 self._on_event(News(job, node, text))
             case ReportFailure(_, text):

@@ -129,7 +129,8 @@ class BatchSystem(ABC):
     options : tuple of str
         Keywords that `directives` knows beyond those of dask-jobqueue.
     most_in_array : int
-        How many jobs one array may have, as the system is set up by default; 0 where it has no arrays.
+        How many jobs one array may have, as the system is set up by default; 0 where it has no arrays, or where nobody has
+        tried them with Batchlet: jobs are submitted one by one then.
     settled_by_query : bool
         Whether `query` still tells of jobs that ended a short while ago.
     """
@@ -224,6 +225,10 @@ class BatchSystem(ABC):
     def array(self, count: int) -> Array | None:  # noqa: ARG002
         """Say how so many jobs are one array; `None` where the system has none."""
         return None
+
+    def array_logs(self, directory: str, name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Give directives by which each job of an array has a log with its id in the name; none where it has one already."""
+        return ()
 
     def array_ids(self, job_id: str, count: int) -> list[str]:
         """Give the id of each job of an array, in the order of its numbers, by the id that the submit command has printed."""

@@ -84,7 +84,7 @@ class Slurm(BatchSystem):
     def query(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class."""
         fields = ",".join(f"{field}:{_SEPARATOR}" for field in _QUEUE)
-        return ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}", f"--jobs={_listed(job_ids)}"]
+        return ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}", f"--jobs={_whole(job_ids)}"]
 
     def parse(self, text: str) -> dict[str, Seen]:
         """See the base class."""
@@ -101,7 +101,7 @@ class Slurm(BatchSystem):
         """See the base class; fails where there is no accounting."""
         return [
             "sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--format={','.join(_ACCOUNTS)}",
-            f"--jobs={_listed(job_ids)}",
+            f"--jobs={_whole(job_ids)}",
         ]  # fmt: skip
 
     def parse_finished(self, text: str) -> dict[str, Seen]:
@@ -121,11 +121,15 @@ class Slurm(BatchSystem):
 
     def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class; ids that Slurm does not know any more do no harm."""
-        return ["scancel", "--quiet", *in_order(job_ids)]
+        return ["scancel", "--quiet", *_in_ranges(job_ids)]
 
     def array(self, count: int) -> Array:
         """See the base class."""
         return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))
+
+    def array_logs(self, directory: str, name: str) -> tuple[str, ...]:
+        """See the base class; dask-jobqueue's %J is another number in each job of an array."""
+        return f"-e {directory}/{name}-%A_%a.err", f"-o {directory}/{name}-%A_%a.out"
 
     def spread(self, nodes: int, cores: int) -> Spread:
         """See the base class."""
@@ -140,8 +144,34 @@ class Slurm(BatchSystem):
         )  # fmt: skip
 
 
-def _listed(job_ids: Sequence[str]) -> str:
-    return ",".join(in_order(job_ids))
+def _whole(job_ids: Sequence[str]) -> str:
+    """Name jobs, of arrays the whole: a thousand jobs may be one word."""
+    return ",".join(in_order(job_id.partition("_")[0] for job_id in job_ids))
+
+
+def _in_ranges(job_ids: Sequence[str]) -> list[str]:
+    """Name jobs, those of an array together (``42_[0-2,5]``): scancel asks the controller once for each word."""
+    arrays: dict[str, list[int]] = {}
+    words = []
+    for job_id in in_order(job_ids):
+        array, _, index = job_id.partition("_")
+        if index.isdecimal():
+            arrays.setdefault(array, []).append(int(index))
+        else:
+            words.append(job_id)
+    return [*words, *(f"{array}_{_ranges(sorted(indices))}" for array, indices in arrays.items())]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return f"[{','.join('-'.join(map(str, run)) for run in runs)}]"
 
 
 def _rows(text: str, columns: int) -> list[list[str]]:
