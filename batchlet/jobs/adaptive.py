@@ -98,12 +98,11 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
     def _is_empty(self, name: str, states: list[Any]) -> bool:
         """Whether a job has nothing that another would have to take over; one that retires already is handing it over."""
         running = self.cluster.scheduler.running
-        if self.cluster.keeper.book.records[name].state == RETIRING and running.difference(states):
-            return True
-        return not any(state.processing or state.has_what for state in states)
+        hands_over = self.cluster.keeper.book.records[name].state == RETIRING and running.difference(states)
+        return bool(hands_over) or not any(state.processing or state.has_what for state in states)
 
     def _is_idle(self, name: str) -> bool:
-        return self._idle.get(name, 0) >= self.wait_count
+        return bool(self._idle.get(name, 0) >= self.wait_count)
 
     async def _leaving(self, surplus: int, workers: dict[str, list[Any]]) -> list[str]:
         """Choose who goes: first those that have been waiting for long, then those that have had nothing to do for long."""

@@ -116,7 +116,9 @@ class JobKeeper:
             run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
         )
         self._publish()
-        self._watch = Watch(self._system, self._desk.environ, self.book, self._seen)
+        self._watch = Watch(
+            self._system, self._desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
+        )
         self._departures = Departures(
             self.book, self._desk, self._cluster, self._hub.stop, self._options.settings.stop_timeout
         )
@@ -244,15 +246,9 @@ class JobKeeper:
         job, size = self.book.records.get(name), self._options.size
         if job is None or job.closing or job.is_over or number >= size.nodes:
             return None
-        settings, usual = self._options.settings, Settings()
-        given = {
-            option: getattr(settings, option)
-            for option in settings.sources
-            if getattr(settings, option) != getattr(usual, option)
-        }
         return inputs.to_text(
             inputs.for_agent(
-                given,
+                _unusual(self._options.settings),
                 time.monotonic(),
                 scheduler=self._cluster.scheduler_contact,
                 names=size.names(name, number),
@@ -271,7 +267,7 @@ class JobKeeper:
 
     def _advance(self, event: h.Event) -> None:
         name, node, now = event.job, event.node, time.monotonic()
-        title = self._title(name)
+        title = self.book.records[name].title if name in self.book.records else name
         match event:
             case h.Came():
                 self.book.came(name, node)
@@ -295,14 +291,6 @@ class JobKeeper:
                     self._departures.went(name)
                     self._tell_custodian_soon()
 
-    def _seen(self, job_id: str, state: str, reason: str, ended: str) -> None:
-        """Take in what the batch system says of a job."""
-        self._follow(self.book.seen(job_id, state, reason, ended))
-
-    def _title(self, name: str) -> str:
-        job = self.book.records.get(name)
-        return job.title if job is not None else name
-
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
@@ -323,7 +311,7 @@ class JobKeeper:
                     self._watch.ask()
                 case r.Drop(name, text, log):
                     if text:
-                        report.note(text + (self._tail(self.book.records[name].job_id) if log else ""))
+                        report.note(text + (self._tail(name) if log else ""))
                     self._lost(name)
                 case r.Replace():
                     self._cluster.replace_job()
@@ -343,15 +331,27 @@ class JobKeeper:
         self._cluster.part_with(name)
         self._tell_custodian_soon()
 
-    def _tail(self, job_id: str) -> str:
-        """Give the last lines of a job's log, as part of a sentence."""
-        directory = self.logs or self._options.keywords.get("log_directory")
-        if not directory or not job_id:
-            return ""
-        lines: list[str] = []
-        with contextlib.suppress(OSError):
-            # Neither that of job 12 for job 1, nor that of job 1_12 for job 1_1.
-            own = re.compile(rf"(?<!\d){re.escape(job_id)}(?![\d_])")
-            for path in sorted(path for path in Path(directory).iterdir() if own.search(path.name)):
-                lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        return f"; its log ends: {' | '.join(lines[-_TAIL:])[-600:]}" if lines else ""
+    def _tail(self, name: str) -> str:
+        directory, job_id = self.logs or self._options.keywords.get("log_directory"), self.book.records[name].job_id
+        return _end_of_log(directory, job_id) if directory and job_id else ""
+
+
+def _unusual(settings: Settings) -> dict[str, Any]:
+    """Give the options that are not as they are by default."""
+    usual = Settings()
+    return {
+        option: getattr(settings, option)
+        for option in settings.sources
+        if getattr(settings, option) != getattr(usual, option)
+    }
+
+
+def _end_of_log(directory: str, job_id: str) -> str:
+    """Give the last lines of a job's log, as part of a sentence."""
+    lines: list[str] = []
+    # Neither that of job 12 for job 1, nor that of job 1_12 for job 1_1.
+    own = re.compile(rf"(?<!\d){re.escape(job_id)}(?![\d_])")
+    with contextlib.suppress(OSError):
+        for path in sorted(path for path in Path(directory).iterdir() if own.search(path.name)):
+            lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return f"; its log ends: {' | '.join(lines[-_TAIL:])[-600:]}" if lines else ""
