@@ -269,6 +269,30 @@ def test_lose_worker(cluster: Run) -> None:
     cluster(use)
 
 
+def test_a_worker_that_is_expected_to_go_is_known_by_name_says_what_it_does_and_is_not_held_against_tasks(
+    cluster: Run,
+) -> None:
+    async def use(scheduler: Any, nanny: Any) -> None:
+        async with (
+            Worker(scheduler.address, nthreads=1, host="127.0.0.1", name="job-0") as worker,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            assert dask_internals.addresses_of(scheduler, ["job-0", "job-1"]) == [worker.address]
+            assert set(dask_internals.addresses_of(scheduler, None)) == {worker.address, nanny.worker_address}
+            busy = client.submit(time.sleep, 3, workers=["job-0"], allow_other_workers=True)
+            await until(lambda: bool(scheduler.workers[worker.address].executing))
+            assert dask_internals.are_computing(scheduler, [worker.address], 0.0)
+            await until(lambda: not dask_internals.are_computing(scheduler, [nanny.worker_address], 0.0))
+            # It has not said anything since.
+            assert dask_internals.are_computing(scheduler, [nanny.worker_address], time.time() + 60)
+            dask_internals.stay_ended(worker, "test")
+            dask_internals.lose_worker(scheduler, worker.address, expected=True)
+            await until(lambda: worker.address not in scheduler.workers)
+            assert scheduler.tasks[busy.key].suspicious == 0
+
+    cluster(use)
+
+
 def test_mp_context_and_keep_preload() -> None:
     """Dask's context follows its configuration, and leaves our list alone if it is told that it has set its own."""
     code = """
