@@ -18,6 +18,7 @@ from .compat.log_messages import (
     is_broken_off,
     is_failed_handshake,
     is_late_connection,
+    is_late_heartbeat,
     is_restart,
 )
 
@@ -73,6 +74,9 @@ def configure_logging() -> None:
     application = logging.getLogger("tornado.application")
     if not any(isinstance(known, _Handshakes) for known in application.filters):
         application.addFilter(_Handshakes())
+    scheduler = logging.getLogger("distributed.scheduler")
+    if not any(isinstance(known, _LateHeartbeats) for known in scheduler.filters):
+        scheduler.addFilter(_LateHeartbeats())
     nanny = logging.getLogger("distributed.nanny")
     nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
     if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
@@ -138,6 +142,13 @@ class _Handshakes(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not is_late_connection(record.exc_info[1] if record.exc_info else None)
+
+
+class _LateHeartbeats(logging.Filter):
+    """Drops what is said of a worker that has handed over and ends a moment after it was forgotten."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not is_late_heartbeat(record.getMessage())
 
 
 def expect_death(pid: int) -> None:

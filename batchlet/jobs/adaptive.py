@@ -27,6 +27,10 @@ def job_of(worker: Any) -> str:
     return str(worker.name).rpartition("-")[0]
 
 
+def _is_busy(workers: Iterable[Any]) -> bool:
+    return any(state.processing for state in workers)
+
+
 class JobAdaptive(Adaptive):  # type: ignore[misc]
     """Dask's adaptive scaling in units of jobs; `minimum` and `maximum` are numbers of jobs.
 
@@ -61,45 +65,49 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         workers: dict[str, list[Any]] = {}
         for state in cluster.scheduler.workers.values():
             workers.setdefault(job_of(state), []).append(state)
-        self._idle = {
-            name: self._idle.get(name, 0) + 1
-            for name, states in workers.items()
-            if not any(state.processing for state in states)
-        }
-        wanted = math.ceil(await self._target(workers) / cluster.workers_per_job)
+        self._idle = {name: self._idle.get(name, 0) + 1 for name, states in workers.items() if not _is_busy(states)}
+        # More than there are, Dask wants for the work. Up to that it looks at what there is, jobs that retire among it.
+        target = await self.target()
+        enough = target <= sum(map(len, workers.values()))
+        wanted = self._needed(workers) if enough else math.ceil(target / cluster.workers_per_job)
         wanted = int(max(self.minimum, min(self.maximum, wanted)))
         surplus = len(cluster.worker_spec) - wanted
         self._surplus = self._surplus + 1 if surplus > 0 else 0
-        if surplus < 0 and cluster.keeper.book.gave_up is None:
-            self._note("up", wanted)
-            cluster._scale_to(wanted)
-        elif surplus >= 0 and any(self._is_idle(name) for name in self._retiring(workers)):
-            cluster.keeper.let_retiring_go()
-        if surplus > 0:
-            leaving = await self._leaving(surplus, workers)
-            if leaving:
-                self._note("down", wanted)
-                cluster.let_go(leaving)
+        if surplus < 0:
+            if cluster.keeper.book.gave_up is None:
+                self._note("up", wanted)
+                cluster._scale_to(wanted)
+            return
+        cluster.keeper.let_succeeded_go([name for name in self._succeeded(workers) if self._is_idle(name)])
+        leaving = await self._leaving(surplus, workers) if surplus else []
+        if leaving:
+            self._note("down", wanted)
+            cluster.let_go(leaving)
 
-    async def _target(self, workers: dict[str, list[Any]]) -> float:
-        """How many workers there should be, beside those of jobs that count no more and whose work nobody has to take over."""
-        target = float(await self.target())
-        there = sum(map(len, workers.values()))
-        # More than there are, Dask wants for the work alone; up to that it counts from what there is.
-        if target <= there:
-            target -= sum(len(workers[name]) for name in self._retiring(workers) if self._is_empty(name, workers[name]))
-        return max(0.0, target)
+    def _needed(self, workers: dict[str, list[Any]]) -> int:
+        """How many jobs it takes where those that are there are enough for the work."""
+        succeeded = self._succeeded(workers)
+        counted = [states for name, states in workers.items() if name in self.cluster.worker_spec]
+        busy = [states for states in counted if _is_busy(states)]
+        # Those that will retire and are at work: others go on with that.
+        needed = len(busy) + sum(
+            self.cluster.keeper.book.records[name].state != RETIRING and _is_busy(workers[name]) for name in succeeded
+        )
+        # As Dask has it: twice as much memory as there are results, those of jobs that retire among them.
+        results = 2 * sum(state.nbytes for states in workers.values() for state in states)
+        room = sum(state.memory_limit for states in busy for state in states)
+        for states in counted:
+            if room >= results:
+                break
+            if states not in busy:
+                needed += 1
+                room += sum(state.memory_limit for state in states)
+        return int(max(needed, 1) if results else needed)
 
-    def _retiring(self, names: Iterable[str]) -> list[str]:
+    def _succeeded(self, names: Iterable[str]) -> list[str]:
         """Name the jobs that count no more."""
         records = self.cluster.keeper.book.records
         return [name for name in names if name in records and records[name].succeeded]
-
-    def _is_empty(self, name: str, states: list[Any]) -> bool:
-        """Whether a job has nothing that another would have to take over; one that retires already is handing it over."""
-        running = self.cluster.scheduler.running
-        hands_over = self.cluster.keeper.book.records[name].state == RETIRING and running.difference(states)
-        return bool(hands_over) or not any(state.processing or state.has_what for state in states)
 
     def _is_idle(self, name: str) -> bool:
         return bool(self._idle.get(name, 0) >= self.wait_count)

@@ -216,10 +216,12 @@ class JobKeeper:
             await self._departures.close_job(name)
             self._tell_custodian_soon()
 
-    def let_retiring_go(self) -> None:
-        """End the jobs that count no more, before their time."""
+    def let_succeeded_go(self, names: Iterable[str] | None = None) -> None:
+        """Have jobs that count no more, these or all, retire before their time."""
         if self._hub is not None:
-            self._departures.let_retiring_go()
+            self._departures.let_go(
+                job.name for job in self.book.active if job.succeeded and (names is None or job.name in names)
+            )
 
     def _tell_custodian(self) -> None:
         """Say which jobs there are; to be told of each of a thousand jobs that end, would take long."""

@@ -20,8 +20,9 @@ from .options import JobOptions
 
 __all__ = ["KeptCluster"]
 
-# Seconds between two looks at workers that are about to leave, and the most between two tries to bring their results elsewhere.
-_LOOK, _LONGEST = 0.3, 30.0
+# Seconds between two looks at workers that are about to leave, between two times that their results are brought elsewhere, and
+# the most between two tries where that does not succeed.
+_LOOK, _AGAIN, _LONGEST = 0.3, 1.5, 30.0
 
 jobs_of_dask.load()
 from dask_jobqueue import JobQueueCluster  # noqa: E402
@@ -60,29 +61,33 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
             Whether to wait for workers that could take over, where there are none.
         """
         names = [f"{job}-{number}" for number in range(self.workers_per_job)]
-        quiet, pause = False, _LOOK
+        paused, quiet, pause = 0.0, False, _LOOK
 
         def over() -> bool:
             return in_vain() or time.monotonic() >= until
 
         while not over() and (there := addresses_of(self.scheduler, names)):
-            if not self.scheduler.running.difference(self.scheduler.workers[address] for address in there):
-                if not patient:
+            states = [self.scheduler.workers[address] for address in there]
+            if not self.scheduler.running.difference(states):
+                if not patient or not any(state.processing or state.has_what for state in states):
                     break
                 await asyncio.sleep(_LOOK)
                 continue
-            moment = time.time()
+            paused = paused or time.time()
             moved = await self._retire(there, until - time.monotonic())
             if moved and quiet:
                 break
             if not moved:
-                # Dask has logged why.
+                # Dask has logged why, and some of them take tasks again.
                 await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
-                pause = min(2 * pause, _LONGEST)
-            # What they are computing, they say about once a second. When they are done, there is more to bring.
-            while not over() and are_computing(self.scheduler, there, moment + _LOOK):
+                paused, pause = 0.0, min(2 * pause, _LONGEST)
+                continue
+            # What they are computing, they say about once a second. Meanwhile, and when they are done, there is more to bring.
+            again = time.monotonic() + _AGAIN
+            while not (quiet := not are_computing(self.scheduler, there, paused + _LOOK)):
+                if over() or time.monotonic() >= again:
+                    break
                 await asyncio.sleep(_LOOK)
-            quiet = moved
         for address in addresses_of(self.scheduler, names):
             lose_worker(self.scheduler, address, expected=True)
 
@@ -137,7 +142,7 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         """Have so many jobs; those that are the least use go first."""
         surplus = len(self.worker_spec) - jobs
         if not jobs:
-            self.keeper.let_retiring_go()
+            self.keeper.let_succeeded_go()
         if surplus > 0:
             self.let_go(self.keeper.book.by_use(self.worker_spec)[:surplus])
         if self.status not in (Status.closing, Status.closed):

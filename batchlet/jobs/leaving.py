@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from .desk import Desk
@@ -74,11 +74,10 @@ class Departures:
             self._cluster.part_with(name)
             self._start(self._leave(name, until))
 
-    def let_retiring_go(self) -> None:
-        """End the jobs that count no more and have not begun to leave."""
-        for job in self._book.active:
-            if job.succeeded:
-                self.retire(job.name, time.monotonic() + self._timeout)
+    def let_go(self, names: Iterable[str]) -> None:
+        """Have jobs that count no more retire now."""
+        for name in names:
+            self.retire(name, time.monotonic() + self._timeout)
 
     def hurry(self, name: str, seconds: float) -> None:
         """Bring the results of a job that the batch system is about to end to others, while there is time."""

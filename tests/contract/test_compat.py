@@ -450,6 +450,20 @@ def test_is_failed_handshake_and_is_broken_off() -> None:
     asyncio.run(main())
 
 
+def test_is_late_heartbeat(cluster: Run) -> None:
+    """A worker that the scheduler has forgotten, and that says that it lives, is a warning of this text."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        with listening_to("distributed.scheduler", logging.WARNING) as said:
+            answer = scheduler.heartbeat_worker(
+                address="tcp://127.0.0.1:9", resolve_address=False, now=time.time(), metrics={}
+            )
+        assert answer["status"] == "missing"
+        assert [log_messages.is_late_heartbeat(record.getMessage()) for record in said.records] == [True]
+
+    cluster(use)
+
+
 def test_is_late_connection() -> None:
     """What a listener raises when a connection comes while it is stopped."""
     from distributed.comm import listen

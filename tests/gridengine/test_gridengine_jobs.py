@@ -88,6 +88,8 @@ def test_jobs_compute_and_one_that_is_deleted_is_named_and_replaced(gridengine: 
     assert re.search(r"NSLOTS|PE_HOSTFILE", differences[0])
     lost = [line for line in result.errors if "is lost" in line]
     assert len(lost) == 1, result
+    # Both were one array, of which this was the first.
+    assert seen["first"].endswith(".1")
     assert f"job {seen['first']} " in lost[0]
     assert "killed by qdel or for a limit" in lost[0], result
     eventually(lambda: is_empty(gridengine), 10, "jobs are left")
@@ -111,7 +113,7 @@ def test_jobs_end_with_their_client(gridengine: GridEngine, place: Place) -> Non
     try:
         assert client.stdout is not None
         assert client.stdout.readline() == "up\n"
-        eventually(lambda: gridengine.call("qstat", "-u", "*").stdout.count("dask-worke") == 4, 10)
+        eventually(lambda: gridengine.call("qstat", "-g", "d", "-u", "*").stdout.count("dask-worke") == 4, 10)
     finally:
         client.kill()
         client.communicate()

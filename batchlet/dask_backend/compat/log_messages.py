@@ -14,6 +14,7 @@ __all__ = [
     "is_broken_off",
     "is_failed_handshake",
     "is_late_connection",
+    "is_late_heartbeat",
     "is_restart",
     "is_task_of_the_end",
     "is_told_by_the_nanny",
@@ -52,6 +53,11 @@ def is_broken_off(record: logging.LogRecord) -> bool:
 def is_late_connection(error: BaseException | None) -> bool:
     """Whether a connection came to a listener that was being stopped (`BaseTCPListener._check_started`): a traceback."""
     return isinstance(error, ValueError) and "non-started TCPListener" in str(error)
+
+
+def is_late_heartbeat(text: str) -> bool:
+    """Whether a scheduler has heard of a worker that it has forgotten already (``heartbeat_worker``, level "warning")."""
+    return text.startswith("Received heartbeat from unregistered worker")
 
 
 def is_task_of_the_end(text: str) -> bool:
