@@ -23,8 +23,10 @@ __all__ = [
     "ANSWER_TIMEOUT",
     "AllocationEnd",
     "allocation_end",
+    "answer_of",
     "commands_environ",
     "find_allocation_end",
+    "job_line",
     "job_started",
     "questions",
 ]
@@ -105,23 +107,22 @@ def allocation_end(environ: Mapping[str, str], answer: str = "", *, now: float, 
 def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
     """Ask the batch system, for at most `ANSWER_TIMEOUT` seconds, and read when the job ends; one process per run does so."""
     now = time.time()
-    return allocation_end(environ, _answer(questions(environ), environ), now=now, started=job_started(environ, now))
+    return allocation_end(environ, answer_of(questions(environ), environ), now=now, started=job_started(environ, now))
 
 
 # Slurm
 
 
 def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
-    # --verbose: with the controller's own time.
+    # --all: of a partition that is hidden, too. --verbose: with the controller's own time.
     job = environ["SLURM_JOB_ID"].strip()
-    return (("scontrol", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
+    return (("scontrol", "--all", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
 
 
 def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: float) -> AllocationEnd | None:
     """The controller's word first: the limit may have been changed, and its clock is the one that counts."""
     job = environ["SLURM_JOB_ID"].strip()
-    # The number of a job array is also that of one of its jobs: scontrol then shows all of them.
-    line = next((line for line in answer.splitlines() if re.match(rf"\s*JobId={job}\b", line)), "")
+    line = job_line(answer, job)
     limit, end = _field(line, "TimeLimit"), _utc(_field(line, "EndTime"))
     if limit == "UNLIMITED":
         return None
@@ -133,6 +134,14 @@ def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: f
     if not until or (start is not None and until - start >= _SLURM_UNLIMITED):
         return None
     return AllocationEnd(float(until), "SLURM_JOB_END_TIME")
+
+
+def job_line(answer: str, job: str) -> str:
+    """Give the line about one job in what ``scontrol --oneliner show job`` has printed; nothing if there is none.
+
+    The number of a job array is also that of one of its jobs: scontrol then shows all of them.
+    """
+    return next((line for line in answer.splitlines() if re.match(rf"\s*JobId={re.escape(job)}\b", line)), "")
 
 
 # Gridengine
@@ -269,8 +278,8 @@ def _epoch(text: str, form: str) -> float | None:
 # What is asked
 
 
-def _answer(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
-    """Run the commands, one after the other; what fails or is late says nothing."""
+def answer_of(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
+    """Run the commands of `questions`, one after the other; what fails or is late says nothing."""
     until, said = time.monotonic() + ANSWER_TIMEOUT, []
     for command in commands:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -292,7 +301,7 @@ def _answer(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
 
 
 def job_started(environ: Mapping[str, str], now: float) -> float:
-    """When the job began on this host, as far as can be seen: in gridengine its spool directory, else its session's process."""
+    """Say when the job began on this host, as far as can be seen: by gridengine's spool, else by the session's process."""
     with contextlib.suppress(OSError):
         spool = environ.get("SGE_JOB_SPOOL_DIR")
         if spool:

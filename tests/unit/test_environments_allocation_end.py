@@ -104,7 +104,7 @@ def test_where_only_the_length_is_told_it_counts_from_the_jobs_first_process():
     ("environ", "expected"),
     [
         ({}, ()),
-        (SLURM, ("scontrol --verbose --detail --oneliner show job 7",)),
+        (SLURM, ("scontrol --all --verbose --detail --oneliner show job 7",)),
         ({"SLURM_JOB_ID": "7;rm"}, ()),
         (GRIDENGINE, ("qstat -j 15", "qconf -sq all.q")),
         (GRIDENGINE | {"JOB_ID": "-u", "QUEUE": "-x"}, ()),
