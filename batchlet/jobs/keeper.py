@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import report
 from ..control.messages import Others
-from ..errors import InputError
+from ..errors import InputError, RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
@@ -94,7 +94,14 @@ class JobKeeper:
         """
         self._rendezvous.check()
         if self.logs is not None:
-            Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            try:
+                Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                self.remove_files()
+                raise RendezvousError(
+                    f"The directory for the jobs' logs, {self.logs}, cannot be made: {error.strerror or error}. "
+                    "Name another one with rendezvous_dir= (BATCHLET_DASK_CLUSTER__RENDEZVOUS_DIR)."
+                ) from None
 
     def open(self, host: str) -> None:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""

@@ -189,6 +189,12 @@ class JobBook:
         if record is None or record.is_over:
             return
         if state in (PENDING, RUNNING):
+            if state == PENDING and record.left is not None and not record.hosts:
+                # Back in the queue, because of its node for example. Of its waiting nothing more is said.
+                record.left, record.waited = None, True
+                yield Tell(
+                    f"{record.title} waits again, as the batch system has requeued it" + f": {reason}" * bool(reason)
+                )
             if record.left is None and record.state != JOINED:
                 record.state, record.reason = state, reason if state == PENDING else ""
             return

@@ -127,15 +127,16 @@ class Slurm(BatchSystem):
         """See the base class."""
         return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))
 
-    def spread(self, nodes: int, cores: int) -> Spread:
+    def spread(self, nodes: int, cores: int) -> Spread:  # noqa: ARG002
         """See the base class."""
         return Spread(
             directives=(f"-N {nodes}", "--ntasks-per-node=1"),
             skip=("#SBATCH -n 1",),
-            # What the job has of a node is all for the one process there, which divides it itself.
+            # What the job has of a node, be it less than it asked for, is all for the one process there, which divides it itself.
+            # It has the environment of the job's script, also where the job's own was not to be the client's (--export=NONE).
             command=(
-                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cores}",
-                "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
+                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none",
+                "--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
             ),
         )  # fmt: skip
 
