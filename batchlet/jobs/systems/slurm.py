@@ -132,7 +132,7 @@ class Slurm(BatchSystem):
         return Spread(
             directives=(f"-N {nodes}", "--ntasks-per-node=1"),
             skip=("#SBATCH -n 1",),
-            # What the job has of a node, be it less than it asked for, is all for the one process there, which divides it itself.
+            # What the job has of a node, be it less than it asked for, is all for the one process there, which divides it.
             # It has the environment of the job's script, also where the job's own was not to be the client's (--export=NONE).
             command=(
                 "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none",
