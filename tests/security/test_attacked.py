@@ -24,7 +24,7 @@ from listening import Listening
 from mpi_launchers import open_mpi
 from run_helpers import Place, eventually
 from secrets_search import files_with, secrets_in
-from strangers import LOOPBACK, Standpoint, as_nobody, flooding, here, standpoints
+from strangers import LOOPBACK, Standpoint, flooding, here, standpoints
 
 SRUN = pytest.param("srun", marks=pytest.mark.slurm)
 ALLOCATION = pytest.param("allocation", marks=pytest.mark.slurm)

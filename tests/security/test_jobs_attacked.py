@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,21 +160,24 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def attacked(request: pytest.FixtureRequest, cluster: Any) -> Attacked:
+def attacked(cluster: Any) -> Iterator[Attacked]:
+    """The cluster, after all attacks."""
     place = Place(cluster.env(), on_timeout=cluster.end_jobs)
-    request.addfinalizer(place.close)
     options = {
         "jobs": 2, "nodes_per_job": 2, "cores": 1, "memory": "600MiB", "workers_per_node": 1,
         "job_extra_directives": ["--hold"], "scheduler_options": {"interface": f"slurm{cluster.instance}"},
     }  # fmt: skip
     run = Held(place, script=HELD_JOBS, argv=[json.dumps(options)])
-    request.addfinalizer(run.end)
-    told = run.told()
-    found = Attacked(run, told, standpoints(cluster), Loot(run.base), Sights(run, told, cluster.state_dir))
-    found.attack("pend")
-    found.attack_starting(told["jobs"][0])
-    found.attack("run")
-    return found
+    try:
+        told = run.told()
+        found = Attacked(run, told, standpoints(cluster), Loot(run.base), Sights(run, told, cluster.state_dir))
+        found.attack("pend")
+        found.attack_starting(told["jobs"][0])
+        found.attack("run")
+        yield found
+    finally:
+        run.end()
+        place.close()
 
 
 def test_nobody_gets_in_while_jobs_pend_start_and_run(attacked: Attacked) -> None:
