@@ -274,7 +274,7 @@ class JobKeeper:
         job = self.book.records.get(name)
         if job is not None and not job.closing and not job.is_over and self._hub is not None:
             await self._cluster.retire(name, self._options.settings.grace)
-            self._hub.stop(name)
+            self._hub.stop(name, for_good=False)
 
     def _seen(self, job_id: str, state: str, reason: str, ended: str) -> None:
         """Take in what the batch system says of a job."""

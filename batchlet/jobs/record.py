@@ -209,6 +209,9 @@ class JobBook:
         record = self.records.get(name)
         if record is not None and not record.is_over:
             record.hosts.setdefault(host, False)
+            if len(record.hosts) == record.nodes:
+                # Those that had gone are back: the batch system has requeued the job.
+                record.left = None
             if record.state != JOINED:
                 record.state, record.reason = RUNNING, ""
 

@@ -81,7 +81,7 @@ def cells(request: pytest.FixtureRequest) -> Cells:
 
 @pytest.fixture
 def on_login(cluster: object, slurm_place: Place) -> Cells:
-    """Run cells in a kernel on the login node of the test Slurm, which has its own name for the network that all nodes share."""
+    """Run cells in a kernel on the login node, which has its own name for the network that all nodes share."""
     options = json.dumps({"interface": f"slurm{cluster.instance}"})
     env = {"BATCHLET_DASK_CLUSTER__SCHEDULER_OPTIONS": options}
 

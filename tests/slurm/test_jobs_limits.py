@@ -36,6 +36,7 @@ SHAPES = {
     "a worker for each CPU": Shape({"cores": 4, "memory": "1GiB", "threads_per_worker": 1}),
     "threads that do not divide": Shape({"cores": 7, "memory": "900MiB", "workers_per_node": 3}),
     "memory in odd bytes": Shape({"cores": 1, "memory": 700_000_001, "workers_per_node": 1}),
+    "memory between two whole gibibytes": Shape({"cores": 2, "memory": "1200MiB", "workers_per_node": 2}),
     "headroom": Shape({"cores": 2, "memory": "1GB", "workers_per_node": 2, "memory_headroom_frac": 0.1}),
     "three nodes": Shape({"cores": 2, "memory": "600MiB", "workers_per_node": 2, "nodes_per_job": 3}),
     "the whole node": Shape(

@@ -67,6 +67,11 @@ def test_a_job_that_was_requeued_waits_again_and_is_not_lost():
     jobs.came("c-0", "n2")
     jobs.serves("c-0", "n2")
     assert str(jobs.records["c-0"]) == "job 0: joined on n2"
+    # Or it has done so before anybody has asked.
+    list(jobs.went("c-0", "n2", 300.0))
+    jobs.came("c-0", "n1")
+    jobs.serves("c-0", "n1")
+    assert not [action for action in jobs.time_passed(400.0) if "job 0" in getattr(action, "text", "")]
 
 
 def test_a_job_of_which_nobody_knows_what_has_become_is_lost_after_a_while():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -45,6 +46,7 @@ _QUEUE = ("JobArrayID", "State", "Reason", "exit_code", "EndTime", "BatchHost")
 _ACCOUNTS = ("JobID", "State", "Reason", "ExitCode", "End", "NodeList")
 # With something behind it a field is as wide as it must be.
 _SEPARATOR = "|"
+_MIB, _GIB = 1 << 20, 1 << 30
 # What --test-only says where a node is down or drained, or reserved, too; sbatch takes the job then, and it pends.
 _PERHAPS_LATER = (
     "Requested node configuration is not available",
@@ -122,6 +124,10 @@ class Slurm(BatchSystem):
     def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class; ids that Slurm does not know any more do no harm."""
         return ["scancel", "--quiet", *in_order(job_ids)]
+
+    def exact(self, memory: int) -> dict[str, str]:
+        """See the base class: from 1 GiB on, dask-jobqueue asks for the next whole number of GiB."""
+        return {"job_mem": f"{math.ceil(memory / _MIB)}M"} if memory > _GIB and memory % _GIB else {}
 
     def array(self, count: int) -> Array:
         """See the base class."""
