@@ -77,7 +77,7 @@ from batchlet import BatchletCluster
 def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, [str(job) for job in cluster.jobs]
+        assert time.monotonic() < end, [str(job) for cluster in (limited, others) for job in cluster.jobs]
         time.sleep(0.1)
 
 def lasts(path):
@@ -86,31 +86,33 @@ def lasts(path):
         time.sleep(60)
     return os.uname().nodename
 
-def joined():
+def joined(cluster):
     return [job for job in cluster.jobs if job.state == "joined"]
 
+def lost(*jobs):
+    return all(job.state == "lost" for job in jobs)
+
 if __name__ == "__main__":
-    with BatchletCluster("sge", cores=1, memory="1GiB", walltime="00:00:15", max_restarts=9) as cluster:
-        client = cluster.get_client()
-        cluster.scale(jobs=1)
-        client.wait_for_workers(1, timeout=40)
-        until(lambda: len(joined()) == 1)
+    size = {"cores": 1, "memory": "1GiB"}
+    with BatchletCluster("sge", jobs=1, walltime="00:00:10", **size) as limited, BatchletCluster("sge", jobs=2, **size) as others:
+        client = limited.get_client()
+        task = client.submit(lasts, mark := os.path.abspath("began"))
+        until(lambda: Path(mark).exists())
+        late = limited.jobs[0]
+        other = others.get_client()
+        until(lambda: len(joined(others)) == 2)
+        killed, deleted = others.jobs
         # The worker's parent is the fork server, and that one's is the agent.
-        worker = client.submit(os.getppid).result()
-        os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
-        killed = cluster.jobs[0]
-        until(lambda: killed.state == "lost" and len(joined()) == 1)
-        (late,) = joined()
-        mark = os.path.abspath("began")
-        task = client.submit(lasts, mark)
-        until(lambda: late.state == "lost" and len(joined()) == 1)
-        node = task.result(timeout=30)
+        server = other.submit(os.getppid, workers=[killed.name + "-0"]).result()
+        os.kill(int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        until(lambda: lost(killed) and len(joined(others)) == 2)
+        every = joined(others)
+        subprocess.run(["qdel", *(job.job_id for job in every)], check=True, stdout=subprocess.DEVNULL)
+        until(lambda: lost(late, *every) and len(joined(others)) == 2)
+        found = {"killed": killed.job_id, "late": late.job_id, "deleted": [job.job_id for job in every],
+                 "node": bool(task.result(timeout=30)), "sum": other.submit(sum, [1, 2]).result(timeout=30)}
         Path(mark).unlink()
-        subprocess.run(["qdel", *(job.job_id for job in joined())], check=True, stdout=subprocess.DEVNULL)
-        deleted = [job.job_id for job in joined()]
-        until(lambda: all(job.state == "lost" for job in cluster.jobs if job.job_id in deleted) and len(joined()) == 1)
-        found = {"killed": killed.job_id, "late": late.job_id, "deleted": deleted, "node": bool(node),
-                 "sum": client.submit(sum, [1, 2]).result(timeout=30)}
+        other.close()
         client.close()
     print(json.dumps(found))
 """

@@ -33,7 +33,7 @@ class Shape:
 
 SHAPES = {
     "one worker": Shape({"cores": 2, "memory": "600MiB", "workers_per_node": 1}),
-    "a worker for each CPU": Shape({"cores": 4, "memory": "1GiB", "threads_per_worker": 1}),
+    "a worker for each CPU": Shape({"cores": 4, "memory": "1GiB", "workers_per_node": 4}),
     "threads that do not divide": Shape({"cores": 7, "memory": "900MiB", "workers_per_node": 3}),
     "memory in odd bytes": Shape({"cores": 1, "memory": 700_000_001, "workers_per_node": 1}),
     "memory between two whole gibibytes": Shape({"cores": 2, "memory": "1200MiB", "workers_per_node": 2}),
@@ -69,6 +69,7 @@ os.environ["OF_CLIENT"] = "here"
 async def one(name, options, turn):
     async with turn, made(jobs=1, asynchronous=True, **options) as cluster, Client(cluster, asynchronous=True) as client:
         while [job.state for job in cluster.jobs] != ["joined"]:
+            assert cluster.keeper.book.gave_up is None, name
             await asyncio.sleep(0.05)
         told = subprocess.run(["scontrol", "--detail", "--oneliner", "show", "job", cluster.jobs[0].job_id],
                               capture_output=True, text=True).stdout
