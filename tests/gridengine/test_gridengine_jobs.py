@@ -94,7 +94,8 @@ def lost(*jobs):
 
 if __name__ == "__main__":
     size = {"cores": 1, "memory": "1GiB"}
-    with BatchletCluster("sge", jobs=1, walltime="00:00:10", **size) as limited, BatchletCluster("sge", jobs=2, **size) as others:
+    with (BatchletCluster("sge", jobs=1, walltime="00:00:10", **size) as limited,
+          BatchletCluster("sge", jobs=2, **size) as others):
         client = limited.get_client()
         task = client.submit(lasts, mark := os.path.abspath("began"))
         until(lambda: Path(mark).exists())
