@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_the_last_line_says_how_it_ended(capsys, seconds, workers, error, line):
 
 def test_what_cannot_be_said_for_a_full_disk_stops_nothing():
     code = "import os; from batchlet import report; report.note('x'); report.note('y'); os._exit(7)"
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         assert subprocess.run([sys.executable, "-c", code], stderr=full, timeout=20).returncode == 7
 
 
