@@ -122,7 +122,7 @@ class BatchletCluster(KeptCluster):
             )
         except BaseException as error:
             keeper.remove_files()
-            if isinstance(error, ValueError) and not self._opened:
+            if not self._opened and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.filename)):
                 refuse(SettingsError(_words_of_dask(error)))
             raise
         if self._problem is not None:
@@ -280,8 +280,10 @@ def _announce(job: JobOptions, link: str, *, secure: bool) -> None:
     )
 
 
-def _words_of_dask(error: ValueError) -> str:
+def _words_of_dask(error: ValueError | OSError) -> str:
     """Say what dask-jobqueue has against the options of a job, most often one that it does not know."""
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be used: {error.strerror}."
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown is not None:
         return f"Unknown keyword {unknown[1]}: neither Batchlet nor dask-jobqueue's jobs of this batch system have it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,18 +74,26 @@ class Desk:
         if self.checked or command is None:
             self.checked = True
             return
-        answer = await asyncio.get_running_loop().run_in_executor(None, self._look_at, script, path, command)
-        if self._system.refused(answer.code, answer.out + answer.err):
-            what = "cannot be asked" if answer.code in _NO_ANSWER else "would never start such a job"
-            raise SubmitError(f"{self._system.title} {what}: {words_of(answer)}.")
+        for last in (False, True):
+            answer = await asyncio.get_running_loop().run_in_executor(None, self._look_at, script, path, command)
+            if not self._system.refused(answer.code, answer.out + answer.err):
+                break
+            if last or answer.code in _NO_ANSWER:
+                what = "cannot be asked" if answer.code in _NO_ANSWER else "would never start such a job"
+                raise SubmitError(f"{self._system.title} {what}: {words_of(answer)}.")
+            # What fails now and then on a busy system is no refusal.
+            await asyncio.sleep(_PAUSES[0])
         self.checked = True
 
     def _look_at(self, script: str, path: Path, command: list[str]) -> Answer:
-        path.write_text(script)
         try:
+            path.write_text(script)
             return run(command, self.environ)
+        except OSError as error:
+            return Answer(126, "", f"its script cannot be written into {path.parent}: {error.strerror or error}")
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     async def submit(self, job: Any, count: int = 1) -> list[str]:
         """Submit a job, or so many as one array, and try again where that fails for once.

@@ -134,9 +134,9 @@ class Hub:
         self._thread.start()
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
-    def stop(self, job: str) -> None:
-        """Tell the agents of a job to end, those that are there and those that come."""
-        self._later(self._stop, job)
+    def stop(self, job: str, *, for_good: bool = True) -> None:
+        """Tell the agents of a job to end, those that are there and, for good, those that come: a job may be requeued."""
+        self._later(self._stop, job, for_good)
 
     def broadcast(self, message: Message) -> None:
         """Tell all agents something."""
@@ -220,8 +220,9 @@ class Hub:
             "activate it with setup_script_commands=."
         )
 
-    def _stop(self, job: str) -> None:
-        self._stopped.add(job)
+    def _stop(self, job: str, for_good: bool) -> None:
+        if for_good:
+            self._stopped.add(job)
         for writer in self._agents.get(job, {}).values():
             self._write(writer, Stop())
 

@@ -83,15 +83,18 @@ class SubmittedJob:
             If it is not taken.
         """
         job: Any = self
-        with job.job_file() as script:
-            command = self.system.submit(script, job.log_directory)
-            text = await (job._submit_job(script) if command is None else self._call(command))
-            try:
-                return str(job._job_id_from_submit_output(text))
-            except ValueError:
-                raise SubmitError(
-                    f"{job.submit_command} has answered, but not with the id of a job: {text.strip()[:200]!r}"
-                ) from None
+        try:
+            with job.job_file() as script:
+                command = self.system.submit(script, job.log_directory)
+                text = await (job._submit_job(script) if command is None else self._call(command))
+        except OSError as error:
+            raise SubmitError(f"its script cannot be written: {error.strerror or error}") from None
+        try:
+            return str(job._job_id_from_submit_output(text))
+        except ValueError:
+            raise SubmitError(
+                f"{job.submit_command} has answered, but not with the id of a job: {text.strip()[:200]!r}"
+            ) from None
 
     async def submit_array(self, count: int) -> list[str]:
         """Submit so many jobs as one array, of which this is the first, and give their ids.

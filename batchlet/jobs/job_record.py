@@ -9,6 +9,8 @@ __all__ = ["ENDED", "HELD", "JOINED", "LOST", "PENDING", "RETIRING", "RUNNING", 
 #: States of a job.
 HELD, SUBMITTED, PENDING, RUNNING = "held", "submitted", "pending", "running"
 JOINED, RETIRING, LOST, ENDED = "joined", "retiring", "lost", "ended"
+# How often the batch system is asked when a job ends, where the job's own variables do not say.
+_ASKED = 2
 
 
 @dataclass
@@ -53,6 +55,7 @@ class JobRecord:
     closing: bool = False
     left: float | None = None
     waited: bool = False
+    requeued: bool = False
     asked: int = 0
 
     @property
@@ -70,6 +73,18 @@ class JobRecord:
     def is_queued(self) -> bool:
         """Whether it waits in the batch system's queue, as far as is known."""
         return bool(self.job_id) and not self.hosts and self.state in (SUBMITTED, PENDING) and not self.closing
+
+    @property
+    def wants_limit(self) -> bool:
+        """Whether the batch system is to be asked when it ends."""
+        return self.state == JOINED and self.limit is None and self.asked < _ASKED
+
+    def start_over(self) -> None:
+        """Note that the batch system has put it back into its queue: what was known of its time holds no more."""
+        self.left = self.joined = self.limit = None
+        self.asked, self.requeued = 0, True
+        if self.state != RETIRING:
+            self.state = RUNNING
 
     @property
     def is_over(self) -> bool:

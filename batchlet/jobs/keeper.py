@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import report
 from ..control.messages import Others
+from ..errors import RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
@@ -33,6 +34,10 @@ from .watch import Watch
 
 __all__ = ["JobKeeper"]
 
+_NO_LOGS = (
+    "The directory for the jobs' logs, {}, cannot be made: {}. "
+    "Name another one with rendezvous_dir= (BATCHLET_DASK_CLUSTER__RENDEZVOUS_DIR)."
+)
 _TICK = 1.0
 _TAIL = 3
 # Seconds in which jobs that end come together for one word to the custodian.
@@ -102,7 +107,11 @@ class JobKeeper:
         """
         self._rendezvous.check()
         if self.logs is not None:
-            Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            try:
+                Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                self.remove_files()
+                raise RendezvousError(_NO_LOGS.format(self.logs, error.strerror or error)) from None
 
     def open(self, host: str) -> None:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""
@@ -172,12 +181,11 @@ class JobKeeper:
             await self._loop.run_in_executor(None, self._hub.close)
             self._rendezvous.withdraw()
         self.remove_files()
-        if self._custodian is not None:
-            if self._desk.uncancelled:
-                report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
-                self._custodian.abandon()
-            else:
-                self._custodian.dismiss()
+        if self._custodian is not None and self._desk.uncancelled:
+            report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
+            self._custodian.abandon()
+        elif self._custodian is not None:
+            self._custodian.dismiss()
 
     def remove_files(self) -> None:
         """Remove what `prepare` has made."""

@@ -45,7 +45,7 @@ class Departures:
     """
 
     def __init__(
-        self, book: JobBook, desk: Desk, cluster: Drained, stop: Callable[[str], object], timeout: float
+        self, book: JobBook, desk: Desk, cluster: Drained, stop: Callable[..., object], timeout: float
     ) -> None:
         self._book = book
         self._desk = desk
@@ -128,7 +128,9 @@ class Departures:
 
     async def _hurry(self, name: str, until: float) -> None:
         await self._cluster.drain(name, until, self._in_vain, patient=False)
-        self._stop(name)
+        # The system may put it back into its queue.
+        self._stop(name, for_good=False)
+        self._hurried.discard(name)
 
     def _in_vain(self) -> bool:
         return self._closing

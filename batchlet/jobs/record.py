@@ -13,8 +13,6 @@ __all__ = ["Ask", "Drop", "GiveUp", "JobBook", "JobRecord", "Replace", "Retire",
 
 # Failures of the same kind in a row after which no job is replaced.
 _EQUAL = 3
-# How often the batch system is asked when a job ends, where the job's own variables do not say.
-_ASKED = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class JobBook:
             for record in self.active
             if record.job_id
             and not record.closing
-            and (record.left is not None or len(record.hosts) < record.nodes or self._wants_limit(record))
+            and (record.left is not None or len(record.hosts) < record.nodes or record.wants_limit)
         ]
 
     @property
@@ -196,6 +194,17 @@ class JobBook:
             return
         serves = record.state in (JOINED, RETIRING)
         if state in (PENDING, RUNNING):
+            if state == PENDING and record.left is not None and not record.hosts:
+                # Back in the queue, because of its node for example. Of its waiting nothing more is said.
+                if record.succeeded:
+                    self.ended(record.name)
+                    yield Drop(record.name, "", log=False)
+                    return
+                record.start_over()
+                record.waited, serves = True, False
+                yield Tell(
+                    f"{record.title} waits again, as the batch system has requeued it" + f": {reason}" * bool(reason)
+                )
             if record.left is None and not serves:
                 record.state, record.reason = state, reason if state == PENDING else ""
             return
@@ -213,6 +222,9 @@ class JobBook:
         record = self.records.get(name)
         if record is not None and not record.is_over:
             record.hosts.setdefault(host, False)
+            if record.left is not None and len(record.hosts) == record.nodes:
+                # Those that had gone are back: the batch system has requeued the job.
+                record.start_over()
             if record.state not in (JOINED, RETIRING):
                 record.state, record.reason = RUNNING, ""
 
@@ -222,8 +234,11 @@ class JobBook:
         if record is not None and not record.is_over:
             record.hosts[host] = True
             if record.joined is None and len(record.hosts) == record.nodes and all(record.hosts.values()):
-                record.state, record.joined = JOINED, now
-                self.join_times.add(now - record.since)
+                record.joined = now
+                if record.state != RETIRING:
+                    record.state = JOINED
+                if not record.requeued:
+                    self.join_times.add(now - record.since)
                 self._failures.clear()
                 self._restarts = 0
 
@@ -296,9 +311,6 @@ class JobBook:
         yield from self._waiting(now)
 
     # What follows
-
-    def _wants_limit(self, record: JobRecord) -> bool:
-        return record.state == JOINED and record.limit is None and record.asked < _ASKED
 
     def _end_in_time(self, record: JobRecord, now: float) -> Iterator[Action]:
         """Have a job that comes to its end replaced, and then retire."""

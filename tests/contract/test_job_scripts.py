@@ -43,11 +43,12 @@ ADDED = {"sge": ["#$ -pe smp 4"]}
 
 def scripts(system: BatchSystem, logs: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Give the lines of dask-jobqueue's script and of ours."""
-    options = resolve({"submit": system.name, "workers_per_node": 2, **SIZE, **given})
+    given = {**SIZE, **given}
+    options = resolve({"submit": system.name, "workers_per_node": 2, **given})
     ours = job_class(system, None, 1)("tls://host:1", name="c-0", **options.for_record("/record", str(logs)))
     module, _, name = system.job_class.rpartition(".")
     theirs = getattr(importlib.import_module(module), name)(
-        "tls://host:1", name="c-0", processes=2, log_directory=str(logs), **SIZE, **given
+        "tls://host:1", name="c-0", processes=2, log_directory=str(logs), **given
     )
     return theirs.job_script().splitlines(), ours.job_script().splitlines()
 
@@ -81,6 +82,14 @@ def test_the_script_is_dask_jobqueues_own_but_for_the_workers_command(system, as
     assert not [line for line in ours if "tls-" in line or "secret" in line or "BEGIN" in line]
 
 
+def test_slurm_is_asked_for_the_memory_that_was_asked_for_and_not_for_whole_gibibytes(tmp_path):
+    theirs, ours = scripts(SYSTEMS[0], tmp_path / "logs", {"memory": "1200MiB"})
+    assert "#SBATCH --mem=2G" in theirs
+    assert "#SBATCH --mem=1200M" in ours
+    theirs, ours = scripts(SYSTEMS[0], tmp_path / "logs", {"memory": "1200MiB", "job_mem": "3G"})
+    assert "#SBATCH --mem=3G" in ours
+
+
 def test_a_job_of_several_nodes_of_slurm_has_one_process_on_each(tmp_path):
     system = SYSTEMS[0]
     theirs, ours = scripts(system, tmp_path / "logs", {})
@@ -91,7 +100,10 @@ def test_a_job_of_several_nodes_of_slurm_has_one_process_on_each(tmp_path):
     removed, added = differences(ours, job.job_script().splitlines())
     assert "#SBATCH -n 1" in removed
     assert {"#SBATCH -N 3", "#SBATCH --ntasks-per-node=1"} <= set(added)
-    assert [line for line in added if line.startswith("exec srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")]
+    (command,) = [line for line in added if line.startswith("exec srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")]
+    # A job may be granted fewer CPUs than it was asked for, and a site's directives may say --export=NONE.
+    assert "--cpus-per-task" not in command
+    assert "--export=ALL" in command
     assert "#SBATCH --mem=8G" in theirs
 
 

@@ -62,6 +62,28 @@ def test_a_lost_job_is_named_with_the_systems_words_and_replaced():
     assert list(jobs.seen("0", "failed", "OUT_OF_MEMORY")) == []
 
 
+def test_a_job_that_was_requeued_waits_again_and_is_not_lost():
+    jobs = book()
+    jobs.came("c-0", "n1")
+    jobs.serves("c-0", "n1", 130.0)
+    list(jobs.went("c-0", "n1", 120.0))
+    assert list(jobs.seen("0", "pending", "BeginTime")) == [
+        Tell("job 0 waits again, as the batch system has requeued it: BeginTime")
+    ]
+    assert not [action for action in jobs.time_passed(200.0) if "job 0" in getattr(action, "text", "")]
+    jobs.came("c-0", "n2")
+    jobs.serves("c-0", "n2", 130.0)
+    assert str(jobs.records["c-0"]) == "job 0: joined on n2"
+    # Or it has done so before anybody has asked.
+    jobs.ends("c-0", 3600.0)
+    list(jobs.went("c-0", "n2", 300.0))
+    jobs.came("c-0", "n1")
+    # It has a new time limit.
+    assert jobs.records["c-0"].limit is None
+    jobs.serves("c-0", "n1", 130.0)
+    assert not [action for action in jobs.time_passed(400.0) if "job 0" in getattr(action, "text", "")]
+
+
 def test_a_job_of_which_nobody_knows_what_has_become_is_lost_after_a_while():
     jobs = book()
     jobs.came("c-0", "n1")

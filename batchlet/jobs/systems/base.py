@@ -247,6 +247,10 @@ class BatchSystem(ABC):
         """Say how one job has so many nodes of so many cores each; `None` where it can have only one."""
         return None
 
+    def exact(self, memory: int) -> dict[str, str]:  # noqa: ARG002
+        """Give dask-jobqueue's keywords that ask for so much memory, where it would itself ask for much more."""
+        return {}
+
     def directives(
         self,
         cores: int,  # noqa: ARG002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -45,6 +46,7 @@ _QUEUE = ("JobArrayID", "State", "Reason", "exit_code", "EndTime", "BatchHost")
 _ACCOUNTS = ("JobID", "State", "Reason", "ExitCode", "End", "NodeList")
 # With something behind it a field is as wide as it must be.
 _SEPARATOR = "|"
+_MIB, _GIB = 1 << 20, 1 << 30
 # What --test-only says where a node is down or drained, or reserved, too; sbatch takes the job then, and it pends.
 _PERHAPS_LATER = (
     "Requested node configuration is not available",
@@ -123,6 +125,10 @@ class Slurm(BatchSystem):
         """See the base class; ids that Slurm does not know any more do no harm."""
         return ["scancel", "--quiet", *_in_ranges(job_ids)]
 
+    def exact(self, memory: int) -> dict[str, str]:
+        """See the base class: from 1 GiB on, dask-jobqueue asks for the next whole number of GiB."""
+        return {"job_mem": f"{math.ceil(memory / _MIB)}M"} if memory > _GIB and memory % _GIB else {}
+
     def array(self, count: int) -> Array:
         """See the base class."""
         return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))
@@ -131,15 +137,16 @@ class Slurm(BatchSystem):
         """See the base class; dask-jobqueue's %J is another number in each job of an array."""
         return f"-e {directory}/{name}-%A_%a.err", f"-o {directory}/{name}-%A_%a.out"
 
-    def spread(self, nodes: int, cores: int) -> Spread:
+    def spread(self, nodes: int, cores: int) -> Spread:  # noqa: ARG002
         """See the base class."""
         return Spread(
             directives=(f"-N {nodes}", "--ntasks-per-node=1"),
             skip=("#SBATCH -n 1",),
-            # What the job has of a node is all for the one process there, which divides it itself.
+            # What the job has of a node, be it less than it asked for, is all for the one process there, which divides it.
+            # It has the environment of the job's script, also where the job's own was not to be the client's (--export=NONE).
             command=(
-                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cores}",
-                "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
+                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none",
+                "--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
             ),
         )  # fmt: skip
 
