@@ -114,7 +114,7 @@ class Submitter:
     async def _hand_in(self, jobs: Sequence[Any]) -> None:
         try:
             await self._prepare(jobs[0])
-        except InputError as error:
+        except (InputError, OSError) as error:
             self._refused(jobs, error)
             return
         if self._array > 1 and len(jobs) > 1:
@@ -136,22 +136,20 @@ class Submitter:
             ids = await self._desk.submit(jobs[0], len(jobs))
         except SubmitError as error:
             # It may be for the array: a site may forbid them, or allow smaller ones only.
-            if await self._hand_in_one(jobs[0], error):
+            if await self._hand_in_one(jobs[0], jobs, error):
                 self._array = 1
                 for job in jobs[1:]:
                     self.add(job)
-            else:
-                self._refused(jobs[1:], error)
             return
         for job, job_id in zip(jobs, ids, strict=True):
             self._submitted(job, job_id)
 
-    async def _hand_in_one(self, job: Any, before: SubmitError | None = None) -> bool:
-        """Submit one job, and say whether it was taken."""
+    async def _hand_in_one(self, job: Any, like: Sequence[Any] = (), before: SubmitError | None = None) -> bool:
+        """Submit one job, and say whether it was taken; if not, nor are those like it."""
         try:
             (job_id,) = await self._desk.submit(job)
         except SubmitError as error:
-            self._refused([job], before or error)
+            self._refused(like or [job], before or error)
             return False
         self._submitted(job, job_id)
         return True
@@ -160,7 +158,7 @@ class Submitter:
         job.job_id = job_id
         self._follow(self._book.submitted(job.name, job_id, time.monotonic()))
 
-    def _refused(self, jobs: Sequence[Any], error: InputError) -> None:
+    def _refused(self, jobs: Sequence[Any], error: InputError | OSError) -> None:
         text = str(error).rstrip(".")
         self._follow(self._book.not_submitted([job.name for job in jobs if self._is_wanted(job.name)], text))
         if self._book.gave_up is not None and self._jobs:
