@@ -1,10 +1,12 @@
 """A long computation on jobs with short time limits, of which one is killed now and then. Run by hand, as root::
 
     python tests/soak_jobs.py --minutes 20 [--kill 30] [--walltime 2] [--seed S] [--instance K]
+    python tests/soak_jobs.py --turns 10
 
 A script on the login node of a test cluster of its own has 1 to 6 jobs by adaptive scaling; what it has to do comes and goes.
 It counts what was computed more than once, jobs submitted against the fewest possible, wrong results, and jobs, processes and
-files that are left; the exit code is 0 if all of that is as it should be.
+files that are left; the exit code is 0 if all of that is as it should be. With ``--turns`` nothing is killed, and the script
+goes so many times from no job to six and back.
 """
 
 from __future__ import annotations
@@ -89,6 +91,35 @@ if __name__ == "__main__":
 """
 
 
+TURNS = """
+import json, os, sys, time
+from batchlet import BatchletCluster
+
+def work(i):
+    time.sleep(0.2)
+    return i
+
+if __name__ == "__main__":
+    with BatchletCluster("slurm", cores=2, memory="600MiB", workers_per_node=2, walltime="00:10:00",
+                         scheduler_options={"interface": os.environ["LOGIN_INTERFACE"]}) as cluster:
+        cluster.adapt(minimum_jobs=0, maximum_jobs=6)
+        client = cluster.get_client()
+        most = []
+        for turn in range(int(sys.argv[1])):
+            before = len(cluster.jobs)
+            total = sum(client.gather(client.map(work, range(300), pure=False)))
+            assert total == sum(range(300)), total
+            until = time.monotonic() + 60
+            while cluster.worker_spec or cluster.scheduler.workers or not all(job.is_over for job in cluster.jobs):
+                assert time.monotonic() < until, [str(job) for job in cluster.jobs]
+                time.sleep(0.1)
+            most.append(len(cluster.jobs) - before)
+            print(f"turn {turn + 1}: {most[-1]} jobs", flush=True)
+        client.close()
+    print("RESULT", json.dumps(most))
+"""
+
+
 def say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -117,6 +148,9 @@ def main() -> int:
     parser.add_argument("--kill", type=float, default=30, help="seconds between two kills (default: 30)")
     parser.add_argument("--walltime", type=int, default=2, help="minutes of each job (default: 2)")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--turns", type=int, default=0, help="go from 0 jobs to 6 and back, so many times, and do nothing else"
+    )
     parser.add_argument("--instance", type=int, default=9, help="number of the test cluster (default: 9)")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
@@ -129,19 +163,20 @@ def main() -> int:
     marks.touch()
     kills = 0
     try:
+        long = [place.script(SCRIPT), str(60 * given.minutes), str(given.walltime), str(seed), str(marks)]
         client = subprocess.Popen(
-            [sys.executable, place.script(SCRIPT), str(60 * given.minutes), str(given.walltime), str(seed), str(marks)],
+            [sys.executable, *([place.script(TURNS), str(given.turns)] if given.turns else long)],
             cwd=place.cwd, env={**place.environ, "LOGIN_INTERFACE": f"slurm{given.instance}"}, stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
         until = time.monotonic() + 60 * given.minutes
-        while client.poll() is None and time.monotonic() < until:
+        while not given.turns and client.poll() is None and time.monotonic() < until:
             try:
                 client.wait(given.kill)
             except subprocess.TimeoutExpired:
                 kills += kill_one(place, draw)
         try:
-            out, _ = client.communicate(timeout=240)
+            out, _ = client.communicate(timeout=240 + 90 * given.turns)
         except subprocess.TimeoutExpired:
             client.kill()
             out, _ = client.communicate()
@@ -162,6 +197,11 @@ def main() -> int:
         say(f"soak: the client ended with {client.returncode} and no result, seed {seed}")
         return 1
     found = json.loads(lines[0].removeprefix("RESULT "))
+    if given.turns:
+        say(
+            f"soak: {given.turns} turns, jobs {found}; left: {len(jobs)} jobs, {len(processes)} processes, {len(files)} files"
+        )
+        return 1 if client.returncode or jobs or processes or files else 0
     twice = computed - found["tasks"]
     say(
         f"soak: {given.minutes:g} min, seed {seed}, {kills} jobs killed: "

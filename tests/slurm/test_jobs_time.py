@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -147,3 +149,29 @@ def test_jobs_asked_for_at_once_are_one_array_and_no_more_wait_than_may(login):
     assert found["arrays"] < 30
     assert found["slowest"] < 2
     assert found["shown"]
+
+
+# As a site that has arrays switched off.
+NO_ARRAYS = """#!/bin/sh
+for last; do :; done
+grep -q '^#SBATCH --array' "$last" || exec {sbatch} "$@"
+echo "sbatch: error: Batch job submission failed: Invalid job array specification" >&2
+exit 1
+"""
+ONE_BY_ONE = """
+with made(jobs=3, cores=8, workers_per_node=1) as cluster:
+    cluster.wait_for_workers(3)
+    print("RESULT", json.dumps([job.job_id.isdecimal() for job in cluster.jobs]))
+"""
+
+
+def test_where_arrays_are_not_allowed_jobs_are_submitted_one_by_one(login):
+    own = login.place.base / "bin"
+    own.mkdir()
+    sbatch = shutil.which("sbatch", path=login.place.environ["PATH"])
+    (own / "sbatch").write_text(NO_ARRAYS.format(sbatch=sbatch))
+    (own / "sbatch").chmod(0o755)
+    result = login.run(ONE_BY_ONE, env={"PATH": f"{own}{os.pathsep}{login.place.environ['PATH']}"})
+    assert result.rc == 0, result
+    assert json.loads(json_line(result.stdout)) == [True] * 3
+    assert len(result.errors) == 1, result
