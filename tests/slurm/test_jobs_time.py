@@ -102,7 +102,8 @@ with made(jobs=3, cores=8, workers_per_node=1, max_pending=500, walltime="00:10:
     limits = [job.limit - time.monotonic() for job in cluster.jobs]
     subprocess.run(["scancel", ids[1]], check=True)
     until(lambda: states() == ["joined"] * 3 + ["lost"])
-    found = {"ids": ids, "logs": logs, "limits": limits, "states": [job.state for job in cluster.jobs], "new": cluster.jobs[3].job_id}
+    found = {"ids": ids, "logs": logs, "limits": limits, "states": [job.state for job in cluster.jobs],
+             "new": cluster.jobs[3].job_id}
     # Far more than there is room for; those that wait are one array, and the client has time for other things.
     cluster.scale(jobs=900)
     until(lambda: sum(job.state == "pending" for job in cluster.jobs) > 400, 60)
