@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -48,7 +49,8 @@ class Lifetime:
         Seconds before its end at which a job begins to retire; `None` for a tenth of its time, 15 s at least, 5 min at most.
         It is never more than half of the job's time.
     job_lifetime : float, optional
-        Seconds after which a job is at its end even if the batch system would leave it longer.
+        Seconds after which a job is at its end even if the batch system would leave it longer. Nothing is cut short by it:
+        what is computing then, or has nobody to take over its results, may take as long again.
     """
 
     retire_before: float | None = None
@@ -76,11 +78,13 @@ class Lifetime:
         end = self.end(joined, limit)
         if end is None:
             return None
+        # The batch system's word is the last, the user's is not.
+        last = min(math.inf if limit is None else limit, end + (self.job_lifetime or 0.0))
         length = max(0.0, end - joined)
         usual = min(max(length / _PART, _LEAST), _MOST)
         reserve = min(usual if self.retire_before is None else self.retire_before, length / 2)
         retire = end - reserve - min(reserve, length / _SPREAD) * (number * _GOLDEN % 1.0)
-        return Schedule(retire - min(lead, (retire - joined) / 2), retire, end - min(_MARGIN, reserve / 3))
+        return Schedule(retire - min(lead, (retire - joined) / 2), retire, last - min(_MARGIN, reserve / 3))
 
 
 class JoinTimes:
