@@ -174,7 +174,7 @@ class BatchletCluster(KeptCluster):
     @property
     def jobs(self) -> list[JobRecord]:
         """All jobs of this cluster, each with its state and, where it pends or is lost, the reason."""
-        return list(self.keeper.book.records.values())
+        return sorted(self.keeper.book.records.values(), key=lambda job: job.number)
 
     def scale(
         self, n: int | None = None, jobs: int = 0, memory: str | int | None = None, cores: int | None = None

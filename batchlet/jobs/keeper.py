@@ -124,7 +124,6 @@ class JobKeeper:
         self._published = CoordinatorRecord(
             run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
         )
-        self._publish()
         self._watch = Watch(
             self._system, self._desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
         )
@@ -140,6 +139,7 @@ class JobKeeper:
             self._follow,
             self._tell_custodian,
         )
+        self._publish()
         self._tasks += [
             self._loop.create_task(task) for task in (self._watch.run(), self._tick(), self._submitter.run())
         ]
