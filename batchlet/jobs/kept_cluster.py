@@ -15,6 +15,7 @@ from distributed.core import Status
 
 from ..dask_backend.compat.dask_internals import addresses_of, are_computing, lose_worker
 from . import job as jobs_of_dask
+from .adaptive import job_of
 from .keeper import JobKeeper
 from .options import JobOptions
 
@@ -34,6 +35,11 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
     keeper: JobKeeper
     _job: JobOptions
     _numbers: Iterator[int]
+
+    def __init__(self, **options: Any) -> None:
+        # Jobs whose workers are handing over: nothing is given to them.
+        self._leaving: set[str] = set()
+        super().__init__(**options)
 
     @property
     def is_ending(self) -> bool:
@@ -60,7 +66,16 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         patient : bool
             Whether to wait for workers that could take over, where there are none.
         """
+        self._leaving.add(job)
+        try:
+            await self._hand_over(job, until, in_vain, patient=patient)
+        finally:
+            self._leaving.discard(job)
+
+    async def _hand_over(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> None:
         names = [f"{job}-{number}" for number in range(self.workers_per_job)]
+        # Others that leave at the same moment say so first.
+        await asyncio.sleep(_LOOK)
         paused, quiet, pause = 0.0, False, _LOOK
 
         def over() -> bool:
@@ -68,7 +83,7 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
 
         while not over() and (there := addresses_of(self.scheduler, names)):
             states = [self.scheduler.workers[address] for address in there]
-            if not self.scheduler.running.difference(states):
+            if all(job_of(state) in self._leaving for state in self.scheduler.running):
                 if not patient or not any(state.processing or state.has_what for state in states):
                     break
                 await asyncio.sleep(_LOOK)
