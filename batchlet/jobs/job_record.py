@@ -56,6 +56,7 @@ class JobRecord:
     left: float | None = None
     waited: bool = False
     requeued: bool = False
+    settled: bool = False
     asked: int = 0
 
     @property
@@ -77,12 +78,12 @@ class JobRecord:
     @property
     def wants_limit(self) -> bool:
         """Whether the batch system is to be asked when it ends."""
-        return self.state == JOINED and self.limit is None and self.asked < _ASKED
+        return self.settled and self.state == JOINED and self.limit is None and self.asked < _ASKED
 
     def start_over(self) -> None:
         """Note that the batch system has put it back into its queue: what was known of its time holds no more."""
         self.left = self.joined = self.limit = None
-        self.asked, self.requeued = 0, True
+        self.asked, self.requeued, self.settled = 0, True, False
         if self.state != RETIRING:
             self.state = RUNNING
 

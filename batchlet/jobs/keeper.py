@@ -283,8 +283,6 @@ class JobKeeper:
                 self.book.came(name, node)
             case h.Serves():
                 self.book.serves(name, node, now)
-                if self.book.unexplained:
-                    self._watch.ask()
             case h.Ends(_, _, seconds):
                 self.book.ends(name, now + seconds)
             case h.News(_, _, text):

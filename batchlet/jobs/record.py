@@ -13,6 +13,9 @@ __all__ = ["Ask", "Drop", "GiveUp", "JobBook", "JobRecord", "Replace", "Retire",
 
 # Failures of the same kind in a row after which no job is replaced.
 _EQUAL = 3
+# Seconds after which a job is there to stay, and the batch system may be asked when it ends: it is asked seldom, and what
+# goes wrong at the start is to be known first.
+_SETTLED = 5.0
 
 
 @dataclass(frozen=True)
@@ -316,6 +319,10 @@ class JobBook:
         """Have a job that comes to its end replaced, and then retire."""
         if record.joined is None or record.state == RETIRING or record.left is not None:
             return
+        if not record.settled and now - record.joined > _SETTLED:
+            record.settled = True
+            if record.wants_limit:
+                yield Ask()
         schedule = self._lifetime.schedule(record.joined, record.limit, record.number, self.join_times.lead)
         if schedule is None:
             return
@@ -338,10 +345,7 @@ class JobBook:
             return
         for record in late:
             record.waited = True
-        whose = f"{late[0].title} has" if len(late) == 1 else f"{len(late)} jobs have"
-        reasons = sorted({record.reason for record in late if record.reason}) or ["the batch system does not say why"]
-        longest = max(now - record.since for record in late)
-        yield Tell(f"{whose} been waiting for {longest:.0f} s (start_timeout): {', '.join(reasons)}")
+        yield Tell(_late(late, now))
 
     @staticmethod
     def _place(record: JobRecord) -> str:
@@ -365,3 +369,10 @@ class JobBook:
     def _give_up(self, why: str) -> Iterator[Action]:
         self.gave_up = why
         yield GiveUp(f"no job is submitted anew: {why}. cluster.scale() starts over")
+
+
+def _late(late: Sequence[JobRecord], now: float) -> str:
+    whose = f"{late[0].title} has" if len(late) == 1 else f"{len(late)} jobs have"
+    reasons = sorted({record.reason for record in late if record.reason}) or ["the batch system does not say why"]
+    longest = max(now - record.since for record in late)
+    return f"{whose} been waiting for {longest:.0f} s (start_timeout): {', '.join(reasons)}"

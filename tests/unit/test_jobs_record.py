@@ -29,7 +29,10 @@ def test_a_job_goes_from_submitted_to_joined_and_to_ended():
     seen.append(str(job))
     jobs.serves("c-0", "n1", 101.0)
     seen.append(job.state)
-    # Of the one its state, of the other when it ends.
+    assert [job.job_id for job in jobs.unexplained] == ["1"]
+    # Later, when it ends; but not until it has been there for a while.
+    assert list(jobs.time_passed(105.0)) == []
+    assert list(jobs.time_passed(107.0)) == [Ask()]
     assert [job.job_id for job in jobs.unexplained] == ["0", "1"]
     jobs.ends("c-0", 3600.0)
     assert [job.job_id for job in jobs.unexplained] == ["1"]
@@ -201,7 +204,8 @@ def test_the_user_may_say_when_jobs_are_over():
     endless.asked("c-0", 1, now=0.0)
     endless.came("c-0", "n1")
     endless.serves("c-0", "n1", 1.0)
-    assert moments(endless, 10_000) == []
+    # Nobody knows of an end, also not the system, which is asked.
+    assert moments(endless, 10_000) == [(110, Ask())]
 
 
 def test_nothing_succeeds_a_job_when_no_jobs_are_submitted_any_more_and_it_retires_all_the_same():
