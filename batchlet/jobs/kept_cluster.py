@@ -21,6 +21,8 @@ from .options import JobOptions
 
 __all__ = ["KeptCluster"]
 
+# Seconds in which jobs that are cancelled by one command are all told so.
+_TOGETHER = 0.5
 # Seconds between two looks at workers that are about to leave, between two times that their results are brought elsewhere, and
 # the most between two tries where that does not succeed.
 _LOOK, _AGAIN, _LONGEST = 0.3, 1.5, 30.0
@@ -37,7 +39,7 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
     _numbers: Iterator[int]
 
     def __init__(self, **options: Any) -> None:
-        # Jobs whose workers are handing over: nothing is given to them.
+        # Jobs whose workers hand over what they have, until their agents are gone.
         self._leaving: set[str] = set()
         super().__init__(**options)
 
@@ -67,15 +69,9 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
             Whether to wait for workers that could take over, where there are none.
         """
         self._leaving.add(job)
-        try:
-            await self._hand_over(job, until, in_vain, patient=patient)
-        finally:
-            self._leaving.discard(job)
-
-    async def _hand_over(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> None:
+        # Others that leave at the same moment say so first, and are given nothing.
+        await asyncio.sleep(_TOGETHER)
         names = [f"{job}-{number}" for number in range(self.workers_per_job)]
-        # Others that leave at the same moment say so first.
-        await asyncio.sleep(_LOOK)
         paused, quiet, pause = 0.0, False, _LOOK
 
         def over() -> bool:
@@ -117,6 +113,7 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
 
     def lose(self, names: list[str], *, wanted: bool) -> None:
         """Forget workers whose agent is gone: Dask itself would find out later."""
+        self._leaving.difference_update(name.rpartition("-")[0] for name in names)
         for address in addresses_of(self.scheduler, names):
             lose_worker(self.scheduler, address, expected=not wanted)
 
