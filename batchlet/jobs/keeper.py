@@ -32,6 +32,8 @@ __all__ = ["JobKeeper"]
 
 _TICK = 1.0
 _TAIL = 3
+# Seconds in which jobs that are cancelled by one command are all told so.
+_TOGETHER = 0.5
 
 
 class JobKeeper:
@@ -273,7 +275,7 @@ class JobKeeper:
         """Bring the results of a job that the batch system is about to end to others, while there is time."""
         job = self.book.records.get(name)
         if job is not None and not job.closing and not job.is_over and self._hub is not None:
-            await self._cluster.retire(name, self._options.settings.grace)
+            await self._cluster.retire(name, self._options.settings.grace, _TOGETHER)
             self._hub.stop(name, for_good=False)
 
     def _seen(self, job_id: str, state: str, reason: str, ended: str) -> None:

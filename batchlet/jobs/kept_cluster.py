@@ -32,6 +32,10 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
     _job: JobOptions
     _numbers: Iterator[int]
 
+    def __init__(self, **options: Any) -> None:
+        self._leaving: set[str] = set()
+        super().__init__(**options)
+
     @property
     def is_ending(self) -> bool:
         """Whether the whole cluster is being closed."""
@@ -42,12 +46,22 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         """Address of the scheduler for workers."""
         return str(self.scheduler.address)
 
-    async def retire(self, job: str, timeout: float) -> None:
-        """Have what the workers of a job have computed brought to others, for as long as that may take."""
-        names = [state.name for state in self.scheduler.workers.values() if job_of(state) == job]
-        if names:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
+    async def retire(self, job: str, timeout: float, pause: float = 0.0) -> None:
+        """Have what the workers of a job have computed brought to others, if any stay, for as long as that may take.
+
+        Others that leave at the same moment say so within the pause, and are given nothing.
+        """
+        self._leaving.add(job)
+        try:
+            await asyncio.sleep(pause)
+            workers = list(self.scheduler.workers.values())
+            names = [state.name for state in workers if job_of(state) == job]
+            stay = [state for state in workers if job_of(state) not in self._leaving and state.status == Status.running]
+            if names and stay:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
+        finally:
+            self._leaving.discard(job)
 
     def lose(self, names: list[str]) -> None:
         """Forget workers whose agent is gone: Dask itself would find out later."""
