@@ -52,19 +52,16 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         Others that leave at the same moment say so within the pause, and are given nothing.
         """
         self._leaving.add(job)
-        try:
-            await asyncio.sleep(pause)
-            workers = list(self.scheduler.workers.values())
-            names = [state.name for state in workers if job_of(state) == job]
-            stay = [state for state in workers if job_of(state) not in self._leaving and state.status == Status.running]
-            if names and stay:
-                with contextlib.suppress(Exception):
-                    await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
-        finally:
-            self._leaving.discard(job)
+        await asyncio.sleep(pause)
+        workers = list(self.scheduler.workers.values())
+        names = [state.name for state in workers if job_of(state) == job]
+        if names and any(job_of(state) not in self._leaving and state.status == Status.running for state in workers):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
 
     def lose(self, names: list[str]) -> None:
         """Forget workers whose agent is gone: Dask itself would find out later."""
+        self._leaving.difference_update(name.rpartition("-")[0] for name in names)
         for address in [state.address for state in self.scheduler.workers.values() if state.name in names]:
             lose_worker(self.scheduler, address)
 
