@@ -178,7 +178,7 @@ with made(jobs=3, workers_per_node=1) as cluster:
     done = client.map(lambda i: i, range(30))
     client.gather(done)
     subprocess.run(["scancel", *(job.job_id for job in cluster.jobs)], check=True)
-    until(lambda: states() == ["joined"] * 2 + ["lost"] * 3)
+    until(lambda: states() in (["joined"] * 2 + ["lost"] * 3, ["joined"] * 3 + ["lost"] * 3))
     print("RESULT", sum(client.gather(done)))
     client.close()
 """
@@ -188,12 +188,14 @@ def test_when_all_jobs_are_cancelled_each_is_named_and_the_work_goes_on_with_tho
     result = login.run(ALL)
     assert result.rc == 0, result
     assert json_line(result.stdout) == str(sum(range(30)))
-    lines = [line.removeprefix("batchlet: ") for line in result.errors[1:]]
+    # Dask's own is one about results that are lost with their workers.
+    lines = [line.removeprefix("batchlet: ") for line in result.errors[1:] if "caused the cluster to lose" not in line]
     lost = [line for line in lines if re.match(r"job \S+ is lost: CANCELLED", line)]
     assert len(lost) == 3, result
-    # Whoever cancels them all does not want them any more.
-    (other,) = [line for line in lines if line not in lost]
-    assert other.startswith("no job is submitted anew: 3 jobs in a row were lost in the same way"), result
+    # Unless others have come up meanwhile: whoever cancels them all does not want them any more.
+    gave_up = "no job is submitted anew: 3 jobs in a row were lost in the same way"
+    assert all(line.startswith(gave_up) for line in lines if line not in lost), result
+    assert len(lines) <= 4, result
 
 
 DRAINED = """
@@ -260,7 +262,7 @@ def test_a_worker_that_is_out_of_memory_is_named_and_comes_back_and_so_is_a_job(
     assert result.rc == 0, result
     assert json.loads(json_line(result.stdout)) == [True, 3, ["joined"], ["lost"]]
     lines = [line.removeprefix("batchlet: ") for line in result.errors]
-    assert len([line for line in lines if re.match(r"job \S+ on node \S+: worker .*SIGKILL", line)]) == 1, result
+    assert len([line for line in lines if re.match(r"job \S+ on node \S+: worker .*SIG(KILL|TERM)", line)]) == 1, result
     assert len([line for line in lines if re.match(r"job \S+ is lost: OUT_OF_MEMORY", line)]) == 1, result
     assert "Traceback" not in result.stderr
 

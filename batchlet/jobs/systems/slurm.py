@@ -44,6 +44,8 @@ _STATES: dict[str, State] = {
 }
 _QUEUE = ("JobArrayID", "State", "Reason", "exit_code", "EndTime", "BatchHost")
 _ACCOUNTS = ("JobID", "State", "Reason", "ExitCode", "End", "NodeList")
+# What slurmstepd ends with where it cannot open a job's output file, or enter its directory: nothing of the job has run.
+_NO_OUTPUT = -53
 # With something behind it a field is as wide as it must be.
 _SEPARATOR = "|"
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -191,6 +193,8 @@ def _seen(word: str, reason: str, code: int | None, end: str, node: str) -> Seen
     # sacct says who: "CANCELLED by 1000"; some versions append a "+" to a word that is cut off.
     state = _STATES.get(word.partition(" ")[0].rstrip("+"), "unknown")
     over = state in ("ended", "failed")
+    if state == "failed" and code == _NO_OUTPUT:
+        reason = "its output file cannot be opened (is there no such directory, or no room?)"
     return Seen(
         state=state,
         word=word,
