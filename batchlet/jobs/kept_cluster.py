@@ -53,7 +53,7 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         """Address of the scheduler for workers."""
         return str(self.scheduler.address)
 
-    async def drain(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> None:
+    async def drain(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> int:
         """Have the workers of a job take no new tasks, finish what they are at, and hand over what they have; then forget them.
 
         Parameters
@@ -67,6 +67,11 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
             Whether nobody needs their results any more.
         patient : bool
             Whether to wait for workers that could take over, where there are none.
+
+        Returns
+        -------
+        int
+            How many tasks they are computing all the same.
         """
         self._leaving.add(job)
         # Others that leave at the same moment say so first, and are given nothing.
@@ -99,8 +104,11 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
                 if over() or time.monotonic() >= again:
                     break
                 await asyncio.sleep(_LOOK)
-        for address in addresses_of(self.scheduler, names):
+        there = addresses_of(self.scheduler, names)
+        computing = are_computing(self.scheduler, there)
+        for address in there:
             lose_worker(self.scheduler, address, expected=True)
+        return computing
 
     async def _retire(self, addresses: list[str], timeout: float) -> bool:
         """Have all results of some workers brought to others, and say whether that was done."""

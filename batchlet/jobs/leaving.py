@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
+from .. import report
 from .desk import Desk
 from .record import JobBook
 
@@ -20,8 +21,8 @@ _PART = 0.8
 class Drained(Protocol):
     """The cluster, as far as it is asked here; see `batchlet.jobs.kept_cluster`."""
 
-    async def drain(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> None:
-        """Have a job's workers finish and hand over, until this moment or until it is in vain; then forget them."""
+    async def drain(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> int:
+        """Have a job's workers finish and hand over, until this moment or until it is in vain; count what is cut off."""
 
     def part_with(self, name: str) -> None:
         """Count a job no more."""
@@ -113,7 +114,13 @@ class Departures:
         ended = self._ended.setdefault(name, asyncio.Event())
         whole = len(job.hosts) == job.nodes
         if whole and until is not None:
-            await self._cluster.drain(name, until, self._in_vain, patient=patient)
+            cut = await self._cluster.drain(name, until, self._in_vain, patient=patient)
+            if cut and patient and not self._closing:
+                tasks = report.count(cut, "task")
+                report.note(
+                    f"{job.title} comes to its end while it computes {tasks}, to be computed anew elsewhere; retire_before= "
+                    "gives tasks more time"
+                )
         if job.is_over:
             return
         self._book.closes(name)

@@ -269,20 +269,20 @@ def addresses_of(scheduler: Any, names: Collection[str] | None) -> list[str]:
     return [address for address, state in scheduler.workers.items() if state.name in wanted]
 
 
-def are_computing(scheduler: Any, addresses: Collection[str], since: float) -> bool:
-    """Whether any of these workers is computing something, or has not said what since a moment (of `time.time`).
+def are_computing(scheduler: Any, addresses: Collection[str], since: float = 0.0) -> int:
+    """Count the tasks that these workers are computing; a worker that has not said what since a moment counts as one.
 
     They say so with each heartbeat: ``WorkerState.executing``, ``processing`` and ``last_seen``. Without these it is not known,
     and taken for no: what a worker is computing when its job retires, is then computed anew.
     """
+    found = 0
     for address in addresses:
         state = scheduler.workers.get(address)
         executing, seen = getattr(state, "executing", None), getattr(state, "last_seen", None)
         if not isinstance(executing, dict) or seen is None:
             continue
-        if seen < since or any(task in state.processing for task in executing):
-            return True
-    return False
+        found += 1 if seen < since else sum(task in state.processing for task in executing)
+    return found
 
 
 def mp_context() -> Any:
