@@ -71,7 +71,7 @@ def test_each_systems_job_is_submitted_through_the_methods_that_are_overridden(s
 def test_a_scheduler_whose_workers_are_jobs_takes_what_it_does_not_know_yet_for_long_unless_the_user_has_said_how_long():
     async def taken(settings: dict[str, str]) -> float:
         with dask.config.set(settings):
-            return distributed.Scheduler(dashboard_address=None).UNKNOWN_TASK_DURATION
+            return distributed.Scheduler(dashboard=False, dashboard_address="127.0.0.1:0").UNKNOWN_TASK_DURATION
 
     name = "distributed.scheduler.unknown-task-duration"
     assert asyncio.run(taken(tuning.for_jobs())) == 10
