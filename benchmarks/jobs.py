@@ -63,6 +63,8 @@ class Submitter(Tool):
         each = shape.ranks // shape.nodes
         return {
             **dict(self.variables),
+            # SLURMCluster's workers know nothing of the script's directory, in which the tasks are.
+            "PYTHONPATH": str(HERE / "programs"),
             "BENCHMARK_JOBS": str(shape.nodes),
             "BENCHMARK_EACH": str(each),
             "BENCHMARK_CORES": str(each),

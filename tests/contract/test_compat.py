@@ -426,6 +426,22 @@ def test_dead_worker_and_is_restart(cluster: Run) -> None:
     assert any("signal 9" in text for text in cluster(use))
 
 
+def test_greedy_worker(cluster: Run) -> None:
+    """What a Nanny says of a worker that it ends for its memory."""
+
+    async def use(_scheduler: Any, nanny: Any) -> tuple[int, list[str]]:
+        [process] = dask_internals.child_processes(nanny)
+        manager = nanny.memory_manager
+        with listening_to("distributed.nanny") as said:
+            manager.memory_limit, manager.memory_terminate_fraction = 1, 0.5
+            manager.memory_monitor(nanny)
+            manager.memory_limit = 1 << 62
+        return process.pid, [record.getMessage() for record in said.records]
+
+    pid, texts = cluster(use)
+    assert pid in [log_messages.greedy_worker(text) for text in texts], texts
+
+
 def test_is_failed_handshake_and_is_broken_off() -> None:
     """What is said of a connection without the run's credentials, and of one that was given up."""
     security = RunSecurity(Credentials.generate())

@@ -94,6 +94,10 @@ class TestSlurm:
         assert seen["7"].exit_code == -15
         assert (seen["8"].exit_code, seen["8"].node) == (1, "")
 
+    def test_a_job_whose_output_file_cannot_be_opened_is_told_so(self):
+        seen = self.system.parse("7 |FAILED |JobLaunchFailure |53 |2026-11-28T21:00:00 |n1 |")
+        assert seen["7"].reason.startswith("its output file cannot be opened")
+
     def test_a_state_that_a_later_slurm_has_is_unknown(self):
         assert self.system.parse("1|BRAND_NEW|None|0|N/A|n1|")["1"] == Seen(
             "unknown", "BRAND_NEW", "", None, "n1", None

@@ -11,6 +11,7 @@ import re
 __all__ = [
     "SLOW_SCRATCH",
     "dead_worker",
+    "greedy_worker",
     "is_broken_off",
     "is_failed_handshake",
     "is_late_connection",
@@ -25,6 +26,8 @@ __all__ = [
 SLOW_SCRATCH = "Creating scratch directories is taking"
 _DEAD = re.compile(r"Worker process (?P<pid>\d+) (?:was killed by|exited with) ")
 
+_GREEDY = re.compile(r"^Worker .*\(pid=(?P<pid>\d+)\) exceeded \d+% memory budget")
+
 
 def dead_worker(text: str) -> int | None:
     """Give the process id if this tells of a worker process that has ended (`WorkerProcess._death_message`, level "info").
@@ -32,6 +35,12 @@ def dead_worker(text: str) -> int | None:
     Otherwise such a death is told by nobody.
     """
     match = _DEAD.match(text)
+    return int(match["pid"]) if match else None
+
+
+def greedy_worker(text: str) -> int | None:
+    """Give the process id if a Nanny says that it ends a worker over its limit (`NannyMemoryManager`, level "warning")."""
+    match = _GREEDY.search(text)
     return int(match["pid"]) if match else None
 
 
