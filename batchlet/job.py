@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 from .node.wait import AGENT_ENVIRONMENT
 
-__all__ = ["main"]
+__all__ = ["main", "named"]
+
+
+def named(arguments: list[str], environ: Mapping[str, str]) -> list[str]:
+    """Give the arguments with the job's own name, in a job of an array: all jobs of an array have one script.
+
+    Parameters
+    ----------
+    arguments : list of str
+        ``--name`` is that of the first job of the array, and ``--array VARIABLE:N`` says which variable has the job's number
+        in the array, and what number the first one has.
+    environ : mapping of str to str
+        The environment.
+
+    Raises
+    ------
+    SystemExit
+        If the variable is not there.
+    """
+    if "--array" not in arguments:
+        return arguments
+    at, name = arguments.index("--array"), arguments.index("--name") + 1
+    variable, _, first = arguments[at + 1].partition(":")
+    number = environ.get(variable, "")
+    if not number.isdecimal():
+        raise SystemExit(f"batchlet: this job is one of an array, but {variable}={number!r} does not say which one.")
+    prefix, _, own = arguments[name].rpartition("-")
+    found = [*arguments[:at], *arguments[at + 2 :]]
+    found[found.index("--name") + 1] = f"{prefix}-{int(own) + int(number) - int(first)}"
+    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -38,10 +68,11 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    words = named(sys.argv[1:], os.environ)
     missing = {name: value for name, value in AGENT_ENVIRONMENT.items() if name not in os.environ}
     if missing:
         # Some of these count only when a process starts.
         os.execve(  # noqa: S606
-            sys.executable, [sys.executable, "-m", "batchlet.job", *sys.argv[1:]], {**os.environ, **missing}
+            sys.executable, [sys.executable, "-m", "batchlet.job", *words], {**os.environ, **missing}
         )
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(words))

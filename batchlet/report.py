@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -21,9 +22,11 @@ def log_level() -> str:
 
 def note(text: str) -> None:
     """Say one line."""
-    # One write, so that lines of several processes do not mix.
-    sys.stderr.write(f"batchlet: {text}\n")
-    sys.stderr.flush()
+    # Where it cannot be said, as on a full disk, what is to be done is done all the same.
+    with contextlib.suppress(OSError):
+        # One write, so that lines of several processes do not mix.
+        sys.stderr.write(f"batchlet: {text}\n")
+        sys.stderr.flush()
 
 
 def others_may_read(*, shared: bool) -> bool:

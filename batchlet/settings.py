@@ -79,8 +79,8 @@ def _security(value: object) -> object:
 
 #: Options that mean nothing unless jobs are submitted.
 OF_JOBS = (
-    "jobs", "nodes_per_job", "cores", "memory", "memory_per_thread", "walltime", "max_restarts", "setup_script_commands",
-    "job_options",
+    "jobs", "nodes_per_job", "cores", "memory", "memory_per_thread", "walltime", "max_restarts", "max_pending", "job_lifetime",
+    "retire_before", "setup_script_commands", "job_options",
 )  # fmt: skip
 #: Options that mean nothing where jobs are submitted.
 OF_RUNS = ("time_limit", "stop_before", "requeue", "max_attempts")
@@ -186,6 +186,15 @@ class Settings:
     )
     walltime: str | None = _option(filled_text, None, "time limit of a submitted job, as the batch system writes it")
     max_restarts: int = _option(count_or_none, 3, "how many lost jobs are submitted anew before one has come up")
+    max_pending: int = _option(count, 100, "how many submitted jobs may wait in the batch system's queue at one moment")
+    job_lifetime: float | None = _option(
+        seconds, None, "seconds after which a submitted job is replaced, even if its time limit would leave it longer"
+    )
+    retire_before: float | None = _option(
+        seconds,
+        None,
+        "seconds before its end at which a submitted job retires (default: a tenth of its time, 15 to 300)",
+    )
     setup_script_commands: tuple[str, ...] = _option(
         lines, (), "commands of a job's script before Batchlet starts, as a JSON list"
     )

@@ -38,15 +38,22 @@ def unavailable_slurm(instance: int) -> str | None:
 
 
 @contextlib.contextmanager
-def test_slurm(instance: int) -> Iterator[dict[str, str]]:
+def test_slurm(instance: int, cpus: int = MAX_RANKS_PER_NODE) -> Iterator[dict[str, str]]:  # noqa: PT028 - it is no test
     """Have a throwaway Slurm of four nodes; one that is up already is used as it is, and stays.
+
+    Parameters
+    ----------
+    instance
+        Its number on this machine.
+    cpus
+        CPUs of each node, as Slurm believes.
 
     Yields
     ------
     dict of str to str
         The environment that speaks to it.
     """
-    cluster = _cluster(instance)
+    cluster = _cluster(instance, cpus)
     built = False
     try:
         if not cluster.is_up:
@@ -57,13 +64,13 @@ def test_slurm(instance: int) -> Iterator[dict[str, str]]:
             cluster.down()
 
 
-def _cluster(instance: int) -> SlurmCluster:
+def _cluster(instance: int, cpus: int = MAX_RANKS_PER_NODE) -> SlurmCluster:
     tests = str(HERE.parent / "tests" / "slurm")
     if tests not in sys.path:
         sys.path.append(tests)
     from cluster_slurm import SlurmCluster
 
-    return SlurmCluster(instance, 4, MAX_RANKS_PER_NODE, MIB_PER_NODE)
+    return SlurmCluster(instance, 4, cpus, MIB_PER_NODE)
 
 
 def run(

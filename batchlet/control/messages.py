@@ -36,6 +36,7 @@ __all__ = [
     "Planned",
     "Pong",
     "Ready",
+    "Remaining",
     "ReportFailure",
     "SchedulerDied",
     "SchedulerStarted",
@@ -295,7 +296,7 @@ class Orders(Message):
 
 @dataclass(frozen=True)
 class Others(Message):
-    """To the agent of a submitted job: the ids of all jobs of its cluster."""
+    """To the agent of a submitted job: the ids of those jobs of its cluster that have no agent yet."""
 
     jobs: Sequence[str]
 
@@ -303,6 +304,13 @@ class Others(Message):
 @dataclass(frozen=True)
 class Serving(Message):
     """From the agent of a submitted job: all its workers are up."""
+
+
+@dataclass(frozen=True)
+class Remaining(Message):
+    """From the agent of a submitted job: the batch system ends the job in so many seconds."""
+
+    seconds: int
 
 
 @dataclass(frozen=True)

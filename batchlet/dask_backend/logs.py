@@ -15,9 +15,11 @@ from ..report import log_level, note
 from .compat.log_messages import (
     SLOW_SCRATCH,
     dead_worker,
+    greedy_worker,
     is_broken_off,
     is_failed_handshake,
     is_late_connection,
+    is_late_heartbeat,
     is_restart,
 )
 
@@ -38,6 +40,8 @@ _hushed = False
 _levels: dict[str, int] = {}
 _started = False
 _expected: set[int] = set()
+# Process ids of workers that their nannies end for their memory.
+_greedy: set[int] = set()
 # What is said of worker processes that have died, goes there.
 _tell: Callable[[str], object] = note
 
@@ -73,6 +77,9 @@ def configure_logging() -> None:
     application = logging.getLogger("tornado.application")
     if not any(isinstance(known, _Handshakes) for known in application.filters):
         application.addFilter(_Handshakes())
+    scheduler = logging.getLogger("distributed.scheduler")
+    if not any(isinstance(known, _LateHeartbeats) for known in scheduler.filters):
+        scheduler.addFilter(_LateHeartbeats())
     nanny = logging.getLogger("distributed.nanny")
     nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
     if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
@@ -125,8 +132,12 @@ class _WorkerDeaths(logging.Filter):
         if pid is not None:
             if _started and not _hushed and pid not in _expected:
                 text = _SIGNAL.sub(_signal_name, text)
-                _tell(f"w{text[1:]} on node {socket.gethostname()}; it is started again")
+                why = " for more memory than its limit" if pid in _greedy else ""
+                _tell(f"w{text[1:]}{why} on node {socket.gethostname()}; it is started again")
             return False
+        greedy = greedy_worker(text)
+        if greedy is not None:
+            _greedy.add(greedy)
         # What fails at the start is raised as well, and reported by us.
         if is_restart(text) or (not _started and record.exc_info):
             return False
@@ -138,6 +149,13 @@ class _Handshakes(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not is_late_connection(record.exc_info[1] if record.exc_info else None)
+
+
+class _LateHeartbeats(logging.Filter):
+    """Drops what is said of a worker that has handed over and ends a moment after it was forgotten."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not is_late_heartbeat(record.getMessage())
 
 
 def expect_death(pid: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import dask.config
 
-__all__ = ["be_patient", "intervals"]
+__all__ = ["be_patient", "for_jobs", "intervals"]
 
 # Name, Dask's default, ours with a CPU for each worker, and the longest, in seconds. What the user has set stays.
 _INTERVALS = (
@@ -23,6 +23,10 @@ _INTERVALS = (
     ("distributed.worker.memory.monitor-interval", "100ms", 0.1, 1.0),
 )
 _CONNECT = ("distributed.comm.timeouts.connect", "30s")
+# What the scheduler takes for the duration of tasks of which none has ended: Dask's default, and ours where workers are jobs.
+# Where each worker takes minutes to come, half a second for each task means that one worker is enough for ten of them, however
+# long they take. With this, as many threads are asked for as there are tasks, and none that was just asked for is taken back.
+_UNKNOWN = ("distributed.scheduler.unknown-task-duration", "500ms", "10s")
 # All workers connect to one process at the same moment; this many seconds for each of them are plenty.
 _EACH = 0.1
 
@@ -44,6 +48,12 @@ def intervals(workers: int = 1, total: int = 1) -> dict[str, Any]:
         if dask.config.get(name, default) == default
     }
     return found | _patience(total)
+
+
+def for_jobs() -> dict[str, Any]:
+    """Give the configuration of a scheduler whose workers come with submitted jobs; what the user has set stays."""
+    name, default, ours = _UNKNOWN
+    return {name: ours} if dask.config.get(name, default) == default else {}
 
 
 def be_patient(total: int) -> None:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Generator
 from typing import Any
 
+import dask.config
 from dask.utils import parse_bytes
 from distributed import Scheduler
 from distributed.core import Status
@@ -21,7 +22,7 @@ from distributed.utils import NoOpAwaitable
 from .. import report
 from ..client.announce import dashboard_at
 from ..client.refusal import refuse_alone as refuse
-from ..dask_backend import dashboard, tls
+from ..dask_backend import dashboard, tls, tuning
 from ..dask_backend.logs import configure_logging, hush
 from ..dask_backend.scheduler import dashboard_place
 from ..dask_backend.scheduler import options as scheduler_options
@@ -121,7 +122,7 @@ class BatchletCluster(KeptCluster):
             )
         except BaseException as error:
             keeper.remove_files()
-            if isinstance(error, ValueError) and not self._opened:
+            if not self._opened and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.filename)):
                 refuse(SettingsError(_words_of_dask(error)))
             raise
         if self._problem is not None:
@@ -129,7 +130,8 @@ class BatchletCluster(KeptCluster):
             refuse(self._problem)
 
     def _make_scheduler(self, **keywords: Any) -> Any:
-        scheduler = Scheduler(**keywords)
+        with dask.config.set(tuning.for_jobs()):
+            scheduler = Scheduler(**keywords)
         if self._token is not None:
             dashboard.guard(scheduler, self._token)
         return scheduler
@@ -172,7 +174,7 @@ class BatchletCluster(KeptCluster):
     @property
     def jobs(self) -> list[JobRecord]:
         """All jobs of this cluster, each with its state and, where it pends or is lost, the reason."""
-        return list(self.keeper.book.records.values())
+        return sorted(self.keeper.book.records.values(), key=lambda job: job.number)
 
     def scale(
         self, n: int | None = None, jobs: int = 0, memory: str | int | None = None, cores: int | None = None
@@ -278,8 +280,10 @@ def _announce(job: JobOptions, link: str, *, secure: bool) -> None:
     )
 
 
-def _words_of_dask(error: ValueError) -> str:
+def _words_of_dask(error: ValueError | OSError) -> str:
     """Say what dask-jobqueue has against the options of a job, most often one that it does not know."""
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be used: {error.strerror}."
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown is not None:
         return f"Unknown keyword {unknown[1]}: neither Batchlet nor dask-jobqueue's jobs of this batch system have it."

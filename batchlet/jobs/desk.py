@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +16,6 @@ from .systems import BatchSystem
 
 __all__ = ["Desk"]
 
-# Jobs that are submitted at one moment.
-_AT_ONCE = 4
 # Seconds after which a submit command that has failed is tried again; then it is not.
 _PAUSES = (1.0, 4.0, 0.0)
 # Seconds in which jobs that are to be cancelled come together for one command.
@@ -48,7 +47,6 @@ class Desk:
         self.checked = False
         self.uncancelled = False
         self._system = system
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._to_cancel: set[str] = set()
         self._cancelling: asyncio.Task[None] | None = None
         self._closed = False
@@ -76,21 +74,34 @@ class Desk:
         if self.checked or command is None:
             self.checked = True
             return
-        answer = await asyncio.get_running_loop().run_in_executor(None, self._look_at, script, path, command)
-        if self._system.refused(answer.code, answer.out + answer.err):
-            what = "cannot be asked" if answer.code in _NO_ANSWER else "would never start such a job"
-            raise SubmitError(f"{self._system.title} {what}: {words_of(answer)}.")
+        for last in (False, True):
+            answer = await asyncio.get_running_loop().run_in_executor(None, self._look_at, script, path, command)
+            if not self._system.refused(answer.code, answer.out + answer.err):
+                break
+            if last or answer.code in _NO_ANSWER:
+                what = "cannot be asked" if answer.code in _NO_ANSWER else "would never start such a job"
+                raise SubmitError(f"{self._system.title} {what}: {words_of(answer)}.")
+            # What fails now and then on a busy system is no refusal.
+            await asyncio.sleep(_PAUSES[0])
         self.checked = True
 
     def _look_at(self, script: str, path: Path, command: list[str]) -> Answer:
-        path.write_text(script)
         try:
+            path.write_text(script)
             return run(command, self.environ)
+        except OSError as error:
+            return Answer(126, "", f"its script cannot be written into {path.parent}: {error.strerror or error}")
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
-    async def submit(self, job: Any) -> None:
-        """Submit a job, and try again where that fails for once; sets its ``job_id``.
+    async def submit(self, job: Any, count: int = 1) -> list[str]:
+        """Submit a job, or so many as one array, and try again where that fails for once.
+
+        Returns
+        -------
+        list of str
+            The ids.
 
         Raises
         ------
@@ -99,13 +110,12 @@ class Desk:
         """
         for pause in _PAUSES:
             try:
-                async with self._slots:
-                    job.job_id = await job.submit()
-                return
+                return [await job.submit()] if count == 1 else await job.submit_array(count)
             except SubmitError:
                 if not pause or self._closed:
                     raise
             await asyncio.sleep(pause)
+        raise AssertionError
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
         """Cancel jobs, with one command for all that are to be cancelled at this moment."""

@@ -22,6 +22,7 @@ from ..control.messages import (
     Orders,
     Ping,
     Pong,
+    Remaining,
     ReportFailure,
     Serving,
     Signalled,
@@ -33,7 +34,7 @@ from ..errors import VersionMismatchError
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -56,6 +57,13 @@ class Came(Event):
 @dataclass(frozen=True)
 class Serves(Event):
     """Its workers are up."""
+
+
+@dataclass(frozen=True)
+class Ends(Event):
+    """The batch system ends it in so many seconds."""
+
+    seconds: int
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,9 @@ class Hub:
         self._thread.start()
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
-    def stop(self, job: str) -> None:
-        """Tell the agents of a job to end, those that are there and those that come."""
-        self._later(self._stop, job)
+    def stop(self, job: str, *, for_good: bool = True) -> None:
+        """Tell the agents of a job to end, those that are there and, for good, those that come: a job may be requeued."""
+        self._later(self._stop, job, for_good)
 
     def broadcast(self, message: Message) -> None:
         """Tell all agents something."""
@@ -189,6 +197,8 @@ class Hub:
                 self._write(writer, Pong())
             case Serving():
                 self._on_event(Serves(job, node))
+            case Remaining(seconds):
+                self._on_event(Ends(job, node, seconds))
             case Told(text):
                 self._on_event(News(job, node, text))
             case ReportFailure(_, text):
@@ -210,8 +220,9 @@ class Hub:
             "activate it with setup_script_commands=."
         )
 
-    def _stop(self, job: str) -> None:
-        self._stopped.add(job)
+    def _stop(self, job: str, for_good: bool) -> None:
+        if for_good:
+            self._stopped.add(job)
         for writer in self._agents.get(job, {}).values():
             self._write(writer, Stop())
 

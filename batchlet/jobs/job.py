@@ -34,8 +34,8 @@ class Keeper(Protocol):
     def environ(self) -> Mapping[str, str]:
         """The environment of the submit command."""
 
-    async def submit(self, job: Any) -> None:
-        """Have a job submitted; never raises."""
+    def submit(self, job: Any) -> None:
+        """Have a job submitted, soon; never raises."""
 
     async def close_job(self, name: str) -> None:
         """End a job; never raises."""
@@ -54,6 +54,11 @@ class SubmittedJob:
     worker_memory: int
     worker_processes: int
 
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        self._made_with = (args, keywords)
+        of_dask: Any = super()
+        of_dask.__init__(*args, **keywords)
+
     @property
     def worker_process_threads(self) -> int:
         """Threads of each worker, for the command line; what counts, agents are told."""
@@ -65,8 +70,8 @@ class SubmittedJob:
         return str(self.worker_memory * self.nodes // self.worker_processes)
 
     async def start(self) -> None:
-        """Submit the job. What goes wrong is the keeper's to tell: Dask would log a traceback."""
-        await self.keeper.submit(self)
+        """Have the job submitted. What goes wrong is the keeper's to tell: Dask would log a traceback."""
+        self.keeper.submit(self)
         self.status = Status.running
 
     async def submit(self) -> str:
@@ -78,15 +83,48 @@ class SubmittedJob:
             If it is not taken.
         """
         job: Any = self
-        with job.job_file() as script:
-            command = self.system.submit(script, job.log_directory)
-            text = await (job._submit_job(script) if command is None else self._call(command))
-            try:
-                return str(job._job_id_from_submit_output(text))
-            except ValueError:
-                raise SubmitError(
-                    f"{job.submit_command} has answered, but not with the id of a job: {text.strip()[:200]!r}"
-                ) from None
+        try:
+            with job.job_file() as script:
+                command = self.system.submit(script, job.log_directory)
+                text = await (job._submit_job(script) if command is None else self._call(command))
+        except OSError as error:
+            raise SubmitError(f"its script cannot be written: {error.strerror or error}") from None
+        try:
+            return str(job._job_id_from_submit_output(text))
+        except ValueError:
+            raise SubmitError(
+                f"{job.submit_command} has answered, but not with the id of a job: {text.strip()[:200]!r}"
+            ) from None
+
+    async def submit_array(self, count: int) -> list[str]:
+        """Submit so many jobs as one array, of which this is the first, and give their ids.
+
+        The script is dask-jobqueue's own for one more directive; the agent of each job knows its name by its number.
+
+        Raises
+        ------
+        SubmitError
+            If it is not taken.
+        """
+        array = self.system.array(count)
+        assert array is not None
+        args, keywords = self._made_with
+        job: Any = self
+        logs = self.system.array_logs(job.log_directory, job.job_name or "worker") if job.log_directory else ()
+        whole = type(self)(
+            *args,
+            **{
+                **keywords,
+                # What the user has said comes last, and counts.
+                "job_extra_directives": [*array.directives, *logs, *keywords["job_extra_directives"]],
+                "worker_extra_args": [
+                    *keywords["worker_extra_args"],
+                    "--array",
+                    f"{array.variable}:{array.numbers[0]}",
+                ],
+            },
+        )
+        return self.system.array_ids(await whole.submit(), count)
 
     async def close(self) -> None:
         """End the job."""

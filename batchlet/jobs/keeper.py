@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from .. import report
 from ..control.messages import Others
-from ..errors import InputError
+from ..errors import RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
@@ -25,13 +26,22 @@ from . import hub as h
 from . import record as r
 from .custodian import Custodian
 from .desk import Desk
+from .leaving import Departures
+from .lifetime import Lifetime
 from .options import JobOptions
+from .submitter import Submitter
 from .watch import Watch
 
 __all__ = ["JobKeeper"]
 
+_NO_LOGS = (
+    "The directory for the jobs' logs, {}, cannot be made: {}. "
+    "Name another one with rendezvous_dir= (BATCHLET_DASK_CLUSTER__RENDEZVOUS_DIR)."
+)
 _TICK = 1.0
 _TAIL = 3
+# Seconds in which jobs that end come together for one word to the custodian.
+_TOGETHER = 0.1
 
 
 class JobKeeper:
@@ -49,7 +59,8 @@ class JobKeeper:
 
     def __init__(self, options: JobOptions, run_id: str, cluster: Any) -> None:
         settings = options.settings
-        self.book = r.JobBook(settings.max_restarts, settings.start_timeout)
+        lifetime = Lifetime(settings.retire_before, settings.job_lifetime)
+        self.book = r.JobBook(settings.max_restarts, settings.start_timeout, lifetime=lifetime)
         self.secret = secrets.token_hex(32)
         self.credentials = Credentials.generate() if settings.security is True else None
         self._system = options.system
@@ -63,9 +74,11 @@ class JobKeeper:
         self._hub: h.Hub | None = None
         self._custodian: Custodian | None = None
         self._tasks: list[asyncio.Task[Any]] = []
-        self._ended: dict[str, asyncio.Event] = {}
         self._desk = Desk(options.system)
+        self._submitter: Submitter | None = None
         self._closing = False
+        self._telling = False
+        self._others: list[str] = []
 
     @property
     def is_closing(self) -> bool:
@@ -94,7 +107,11 @@ class JobKeeper:
         """
         self._rendezvous.check()
         if self.logs is not None:
-            Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            try:
+                Path(self.logs).mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                self.remove_files()
+                raise RendezvousError(_NO_LOGS.format(self.logs, error.strerror or error)) from None
 
     def open(self, host: str) -> None:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""
@@ -107,9 +124,25 @@ class JobKeeper:
         self._published = CoordinatorRecord(
             run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
         )
+        self._watch = Watch(
+            self._system, self._desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
+        )
+        self._departures = Departures(
+            self.book, self._desk, self._cluster, self._hub.stop, self._options.settings.stop_timeout
+        )
+        self._submitter = Submitter(
+            self._system,
+            self.book,
+            self._desk,
+            self._options.settings.max_pending,
+            self._prepare,
+            self._follow,
+            self._tell_custodian,
+        )
         self._publish()
-        self._watch = Watch(self._system, self._desk.environ, self.book, self._seen)
-        self._tasks += [self._loop.create_task(self._watch.run()), self._loop.create_task(self._tick())]
+        self._tasks += [
+            self._loop.create_task(task) for task in (self._watch.run(), self._tick(), self._submitter.run())
+        ]
 
     def _publish(self) -> None:
         """Write the record, if it is not there: an agent that has lost this client, for whatever reason, removes it."""
@@ -119,18 +152,25 @@ class JobKeeper:
 
     async def cancel_waiting(self) -> None:
         """Cancel the jobs that have not begun, before others end and make room for them."""
-        waiting = [job for job in self.book.active if job.job_id and not job.hosts]
+        if self._submitter is None:
+            return
+        await self._submitter.close()
+        leaving = self._loop.create_task(self._departures.close())
+        waiting = [job for job in self.book.active if not job.hosts]
         for job in waiting:
             self.book.closes(job.name)
         if waiting:
-            await self._desk.cancel(job.job_id for job in waiting)
+            await self._desk.cancel(job.job_id for job in waiting if job.job_id)
             for job in waiting:
                 self.book.ended(job.name)
+        await leaving
 
     async def close(self) -> None:
         """End everything; what the batch system does not cancel now, the custodian goes on with."""
         self._closing = True
         self._desk.close()
+        if self._hub is not None:
+            await self._departures.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -141,12 +181,11 @@ class JobKeeper:
             await self._loop.run_in_executor(None, self._hub.close)
             self._rendezvous.withdraw()
         self.remove_files()
-        if self._custodian is not None:
-            if self._desk.uncancelled:
-                report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
-                self._custodian.abandon()
-            else:
-                self._custodian.dismiss()
+        if self._custodian is not None and self._desk.uncancelled:
+            report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
+            self._custodian.abandon()
+        elif self._custodian is not None:
+            self._custodian.dismiss()
 
     def remove_files(self) -> None:
         """Remove what `prepare` has made."""
@@ -169,45 +208,46 @@ class JobKeeper:
         """
         await self._desk.check(script, Path(self.logs or self._rendezvous.directory) / f".{self._rendezvous.run_id}.sh")
 
-    async def submit(self, job: Any) -> None:
-        """Submit a job."""
+    def submit(self, job: Any) -> None:
+        """Have a job submitted."""
         self.book.asked(job.name, job.nodes, time.monotonic())
-        try:
-            self._publish()
-            await self.check(job.job_script())
-            await self._desk.submit(job)
-        except InputError as error:
-            self._follow(self.book.not_submitted(job.name, str(error).rstrip(".")))
-            return
-        self._follow(self.book.submitted(job.name, job.job_id))
-        self._tell_custodian()
+        if self._submitter is not None:
+            self._submitter.add(job)
+
+    async def _prepare(self, job: Any) -> None:
+        self._publish()
+        await self.check(job.job_script())
 
     async def close_job(self, name: str) -> None:
         """End a job: its results go to others first, unless the whole cluster ends."""
-        job = self.book.records.get(name)
-        if job is None or job.is_over or self._hub is None:
-            return
-        self.book.closes(name)
-        ended = self._ended.setdefault(name, asyncio.Event())
-        timeout = self._options.settings.stop_timeout
-        whole = len(job.hosts) == job.nodes
-        if whole and not self._cluster.is_ending:
-            await self._cluster.retire(name, timeout)
-        self._hub.stop(name)
-        if whole:
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(ended.wait(), timeout)
-        if not job.is_over and job.job_id:
-            await self._desk.cancel([job.job_id])
-        self.book.ended(name)
-        self._tell_custodian()
+        if self._hub is not None:
+            await self._departures.close_job(name)
+            self._tell_custodian_soon()
+
+    def let_succeeded_go(self, names: Iterable[str] | None = None) -> None:
+        """Have jobs that count no more, these or all, retire before their time."""
+        if self._hub is not None:
+            self._departures.let_go(
+                job.name for job in self.book.active if job.succeeded and (names is None or job.name in names)
+            )
 
     def _tell_custodian(self) -> None:
+        """Say which jobs there are; to be told of each of a thousand jobs that end, would take long."""
+        self._telling = False
         ids = [job.job_id for job in self.book.active if job.job_id]
         if self._custodian is not None:
             self._custodian.jobs(self._system.cancel(ids) if ids else [])
-        if self._hub is not None:
-            self._hub.broadcast(Others(ids))
+
+    def _tell_custodian_soon(self) -> None:
+        if not self._telling:
+            self._telling = True
+            self._loop.call_later(_TOGETHER, self._tell_custodian)
+
+    def _tell_agents(self) -> None:
+        """Say which jobs have nobody else who would end them if this client were gone."""
+        others, self._others = self._others, self.book.waiting
+        if self._hub is not None and others != self._others:
+            self._hub.broadcast(Others(self._others))
 
     # What happens
 
@@ -216,23 +256,17 @@ class JobKeeper:
         job, size = self.book.records.get(name), self._options.size
         if job is None or job.closing or job.is_over or number >= size.nodes:
             return None
-        settings, usual = self._options.settings, Settings()
-        given = {
-            option: getattr(settings, option)
-            for option in settings.sources
-            if getattr(settings, option) != getattr(usual, option)
-        }
         return inputs.to_text(
             inputs.for_agent(
-                given,
+                _unusual(self._options.settings),
                 time.monotonic(),
                 scheduler=self._cluster.scheduler_contact,
                 names=size.names(name, number),
                 threads=list(size.threads),
                 limit=size.limit,
-                total=size.workers * max(1, len(self.book.records)),
+                total=size.workers * max(1, len(self._cluster.worker_spec)),
                 ways=self._system.name,
-                others=[record.job_id for record in list(self.book.records.values())],
+                others=self._others,
             )
         )
 
@@ -243,44 +277,35 @@ class JobKeeper:
 
     def _advance(self, event: h.Event) -> None:
         name, node, now = event.job, event.node, time.monotonic()
-        title = self._title(name)
+        title = self.book.records[name].title if name in self.book.records else name
         match event:
             case h.Came():
                 self.book.came(name, node)
             case h.Serves():
-                self.book.serves(name, node)
+                self.book.serves(name, node, now)
+            case h.Ends(_, _, seconds):
+                self.book.ends(name, now + seconds)
             case h.News(_, _, text):
                 report.note(f"{title} on node {node}: {text}")
             case h.Failure(_, _, text):
                 self._follow(self.book.failed(name, node, text))
             case h.Warned():
-                self._tasks.append(self._loop.create_task(self._leave(name)))
+                self._departures.hurry(name, self._options.settings.grace)
             case h.Went(_, _, number, _):
-                self._cluster.lose(self._options.size.names(name, number))
-                self._follow(self.book.went(name, node, now))
                 job = self.book.records.get(name)
-                if job is not None and job.is_over and name in self._ended:
-                    self._ended[name].set()
-
-    async def _leave(self, name: str) -> None:
-        """Bring the results of a job that the batch system is about to end to others, while there is time."""
-        job = self.book.records.get(name)
-        if job is not None and not job.closing and not job.is_over and self._hub is not None:
-            await self._cluster.retire(name, self._options.settings.grace)
-            self._hub.stop(name)
-
-    def _seen(self, job_id: str, state: str, reason: str, ended: str) -> None:
-        """Take in what the batch system says of a job."""
-        self._follow(self.book.seen(job_id, state, reason, ended))
-
-    def _title(self, name: str) -> str:
-        job = self.book.records.get(name)
-        return job.title if job is not None else name
+                self._cluster.lose(self._options.size.names(name, number), wanted=job is None or not job.closing)
+                self._follow(self.book.went(name, node, now))
+                if job is not None and job.is_over:
+                    self._departures.went(name)
+                    self._tell_custodian_soon()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             self._follow(self.book.time_passed(time.monotonic()))
+            self._tell_agents()
+            if self._submitter is not None:
+                self._submitter.look()
 
     def _follow(self, actions: Iterable[r.Action]) -> None:
         """Do what follows."""
@@ -293,10 +318,16 @@ class JobKeeper:
                 case r.Ask():
                     self._watch.ask()
                 case r.Drop(name, text, log):
-                    report.note(text + (self._tail(self.book.records[name].job_id) if log else ""))
+                    if text:
+                        report.note(text + (self._tail(name) if log else ""))
                     self._lost(name)
                 case r.Replace():
                     self._cluster.replace_job()
+                case r.Succeed(name):
+                    self._cluster.part_with(name)
+                    self._cluster.replace_job()
+                case r.Retire(name, until):
+                    self._departures.retire(name, until)
 
     def _lost(self, name: str) -> None:
         """Forget a job; what may still run of it (some of its nodes) is ended."""
@@ -305,16 +336,30 @@ class JobKeeper:
             self._hub.stop(name)
         if job.job_id:
             self._tasks.append(self._loop.create_task(self._desk.cancel([job.job_id])))
-        self._cluster.drop_job(name)
-        self._tell_custodian()
+        self._cluster.part_with(name)
+        self._tell_custodian_soon()
 
-    def _tail(self, job_id: str) -> str:
-        """Give the last lines of a job's log, as part of a sentence."""
-        directory = self.logs or self._options.keywords.get("log_directory")
-        if not directory or not job_id:
-            return ""
-        lines: list[str] = []
-        with contextlib.suppress(OSError):
-            for path in sorted(Path(directory).glob(f"*{job_id}*")):
-                lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        return f"; its log ends: {' | '.join(lines[-_TAIL:])[-600:]}" if lines else ""
+    def _tail(self, name: str) -> str:
+        directory, job_id = self.logs or self._options.keywords.get("log_directory"), self.book.records[name].job_id
+        return _end_of_log(directory, job_id) if directory and job_id else ""
+
+
+def _unusual(settings: Settings) -> dict[str, Any]:
+    """Give the options that are not as they are by default."""
+    usual = Settings()
+    return {
+        option: getattr(settings, option)
+        for option in settings.sources
+        if getattr(settings, option) != getattr(usual, option)
+    }
+
+
+def _end_of_log(directory: str, job_id: str) -> str:
+    """Give the last lines of a job's log, as part of a sentence."""
+    lines: list[str] = []
+    # Neither that of job 12 for job 1, nor that of job 1_12 for job 1_1.
+    own = re.compile(rf"(?<!\d){re.escape(job_id)}(?![\d_])")
+    with contextlib.suppress(OSError):
+        for path in sorted(path for path in Path(directory).iterdir() if own.search(path.name)):
+            lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return f"; its log ends: {' | '.join(lines[-_TAIL:])[-600:]}" if lines else ""

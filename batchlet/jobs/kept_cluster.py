@@ -7,19 +7,25 @@ What is used of dask-jobqueue and of Dask beside their documentation, is used he
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed.core import Status
 
-from ..dask_backend.compat.dask_internals import lose_worker
+from ..dask_backend.compat.dask_internals import addresses_of, are_computing, lose_worker
 from . import job as jobs_of_dask
 from .adaptive import job_of
 from .keeper import JobKeeper
 from .options import JobOptions
 
 __all__ = ["KeptCluster"]
+
+# Seconds in which jobs that are cancelled by one command are all told so.
+_TOGETHER = 0.5
+# Seconds between two looks at workers that are about to leave, between two times that their results are brought elsewhere, and
+# the most between two tries where that does not succeed.
+_LOOK, _AGAIN, _LONGEST = 0.3, 1.5, 30.0
 
 jobs_of_dask.load()
 from dask_jobqueue import JobQueueCluster  # noqa: E402
@@ -32,6 +38,11 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
     _job: JobOptions
     _numbers: Iterator[int]
 
+    def __init__(self, **options: Any) -> None:
+        # Jobs whose workers hand over what they have, until their agents are gone.
+        self._leaving: set[str] = set()
+        super().__init__(**options)
+
     @property
     def is_ending(self) -> bool:
         """Whether the whole cluster is being closed."""
@@ -42,20 +53,80 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
         """Address of the scheduler for workers."""
         return str(self.scheduler.address)
 
-    async def retire(self, job: str, timeout: float) -> None:
-        """Have what the workers of a job have computed brought to others, for as long as that may take."""
-        names = [state.name for state in self.scheduler.workers.values() if job_of(state) == job]
-        if names:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self.scheduler_comm.retire_workers(names=names, remove=False), timeout)
+    async def drain(self, job: str, until: float, in_vain: Callable[[], bool], *, patient: bool) -> int:
+        """Have the workers of a job take no new tasks, finish what they are at, and hand over what they have; then forget them.
 
-    def lose(self, names: list[str]) -> None:
+        Parameters
+        ----------
+        job : str
+            Which.
+        until : float
+            When they are forgotten at the latest, in seconds of `time.monotonic`. What they are computing then is computed
+            anew by others.
+        in_vain : callable
+            Whether nobody needs their results any more.
+        patient : bool
+            Whether to wait for workers that could take over, where there are none.
+
+        Returns
+        -------
+        int
+            How many tasks they are computing all the same.
+        """
+        self._leaving.add(job)
+        # Others that leave at the same moment say so first, and are given nothing.
+        await asyncio.sleep(_TOGETHER)
+        names = [f"{job}-{number}" for number in range(self.workers_per_job)]
+        paused, quiet, pause = 0.0, False, _LOOK
+
+        def over() -> bool:
+            return in_vain() or time.monotonic() >= until
+
+        while not over() and (there := addresses_of(self.scheduler, names)):
+            states = [self.scheduler.workers[address] for address in there]
+            if all(job_of(state) in self._leaving for state in self.scheduler.running):
+                if not patient or not any(state.processing or state.has_what for state in states):
+                    break
+                await asyncio.sleep(_LOOK)
+                continue
+            paused = paused or time.time()
+            moved = await self._retire(there, until - time.monotonic())
+            if moved and quiet:
+                break
+            if not moved:
+                # Dask has logged why, and some of them take tasks again.
+                await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
+                paused, pause = 0.0, min(2 * pause, _LONGEST)
+                continue
+            # What they are computing, they say about once a second. Meanwhile, and when they are done, there is more to bring.
+            again = time.monotonic() + _AGAIN
+            while not (quiet := not are_computing(self.scheduler, there, paused + _LOOK)):
+                if over() or time.monotonic() >= again:
+                    break
+                await asyncio.sleep(_LOOK)
+        there = addresses_of(self.scheduler, names)
+        computing = are_computing(self.scheduler, there)
+        for address in there:
+            lose_worker(self.scheduler, address, expected=True)
+        return computing
+
+    async def _retire(self, addresses: list[str], timeout: float) -> bool:
+        """Have all results of some workers brought to others, and say whether that was done."""
+        try:
+            done = await asyncio.wait_for(self.scheduler_comm.retire_workers(workers=addresses, remove=False), timeout)
+        except Exception:  # noqa: BLE001 - whatever it is, the time will be over
+            await asyncio.sleep(_LOOK)
+            return False
+        return set(done) >= set(addresses_of(self.scheduler, None)) & set(addresses)
+
+    def lose(self, names: list[str], *, wanted: bool) -> None:
         """Forget workers whose agent is gone: Dask itself would find out later."""
-        for address in [state.address for state in self.scheduler.workers.values() if state.name in names]:
-            lose_worker(self.scheduler, address)
+        self._leaving.difference_update(name.rpartition("-")[0] for name in names)
+        for address in addresses_of(self.scheduler, names):
+            lose_worker(self.scheduler, address, expected=not wanted)
 
-    def drop_job(self, name: str) -> None:
-        """Forget a job that is lost."""
+    def part_with(self, name: str) -> None:
+        """Count a job no more: it is lost, or will retire in its own time."""
         self.worker_spec.pop(name, None)
         job = self.workers.pop(name, None)
         if job is not None:
@@ -90,6 +161,8 @@ class KeptCluster(JobQueueCluster):  # type: ignore[misc]
     def _scale_to(self, jobs: int) -> None:
         """Have so many jobs; those that are the least use go first."""
         surplus = len(self.worker_spec) - jobs
+        if not jobs:
+            self.keeper.let_succeeded_go()
         if surplus > 0:
             self.let_go(self.keeper.book.by_use(self.worker_spec)[:surplus])
         if self.status not in (Status.closing, Status.closed):

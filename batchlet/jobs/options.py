@@ -127,6 +127,9 @@ def resolve(given: Mapping[str, Any]) -> JobOptions:
                 f"{system.title}. Ask for more jobs of one node."
             )
         own, skip, prefix = (*own, *spread.directives), [*skip, *spread.skip], spread.command
+    for name, value in system.exact(size.memory).items():
+        if job.get(name) is None and of_site(name.replace("_", "-")) is None:
+            job[name] = value
     prologue = _several(job.pop("job_script_prologue", None), of_site("job-script-prologue"))
     job |= {
         "cores": size.cores,

@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-__all__ = ["Ask", "Drop", "GiveUp", "JobBook", "JobRecord", "Replace", "Tell"]
+from .job_record import ENDED, HELD, JOINED, LOST, PENDING, RETIRING, RUNNING, SUBMITTED, JobRecord
+from .lifetime import JoinTimes, Lifetime
+
+__all__ = ["Ask", "Drop", "GiveUp", "JobBook", "JobRecord", "Replace", "Retire", "Succeed", "Tell"]
 
 # Failures of the same kind in a row after which no job is replaced.
 _EQUAL = 3
-#: States of a job.
-SUBMITTED, PENDING, RUNNING, JOINED, LOST, ENDED = "submitted", "pending", "running", "joined", "lost", "ended"
-
-
-@dataclass
-class JobRecord:
-    """One job.
-
-    Parameters
-    ----------
-    name : str
-        The cluster's name for it, with which those of its workers begin.
-    nodes : int
-        How many nodes it has.
-    job_id : str
-        The batch system's; empty until it is submitted.
-    state : str
-        "submitted", "pending", "running", "joined" (its workers are up), "lost" or "ended" (because the cluster wanted it).
-    reason : str
-        Why it pends, or was lost, in the batch system's words.
-    since : float
-        When it was asked for, in seconds of `time.monotonic`.
-    hosts : dict of str to bool
-        Names of the nodes on which it is, and whether the workers of each are up.
-    """
-
-    name: str
-    nodes: int = 1
-    job_id: str = ""
-    state: str = SUBMITTED
-    reason: str = ""
-    since: float = 0.0
-    hosts: dict[str, bool] = field(default_factory=dict)
-    closing: bool = False
-    left: float | None = None
-    waited: bool = False
-
-    @property
-    def title(self) -> str:
-        """What a person calls it."""
-        return f"job {self.job_id or self.name}"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is to be expected of it any more."""
-        return self.state in (LOST, ENDED)
-
-    def __str__(self) -> str:
-        where = f" on {', '.join(sorted(self.hosts))}" if self.hosts else ""
-        return f"{self.title}: {self.state}{where}" + (f" ({self.reason})" if self.reason else "")
+# Seconds after which a job is there to stay, and the batch system may be asked when it ends: it is asked seldom, and what
+# goes wrong at the start is to be known first.
+_SETTLED = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +32,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Drop:
-    """Forget a job that is lost; `text` is for the user, with the tail of its log if `log` says so."""
+    """Forget a job that is lost; `text` is for the user, if there is one, with the tail of its log if `log` says so."""
 
     name: str
     text: str
@@ -89,13 +45,28 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Succeed:
+    """Count a job no more, for it will retire, and ask for another in its place."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Have the workers of a job retire, until this moment at the latest (in seconds of `time.monotonic`)."""
+
+    name: str
+    until: float
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """Submit nothing any more on your own."""
 
     text: str
 
 
-Action = Tell | Ask | Drop | Replace | GiveUp
+Action = Tell | Ask | Drop | Replace | Succeed | Retire | GiveUp
 
 
 class JobBook:
@@ -109,14 +80,21 @@ class JobBook:
         Seconds after which a job that still pends is worth a line.
     patience : float
         Seconds to wait for the batch system's explanation why a job has gone.
+    lifetime : Lifetime
+        For how long jobs are used.
     """
 
-    def __init__(self, max_restarts: int, start_timeout: float, patience: float = 20.0) -> None:
+    def __init__(
+        self, max_restarts: int, start_timeout: float, patience: float = 30.0, lifetime: Lifetime | None = None
+    ) -> None:
         self.records: dict[str, JobRecord] = {}
+        self.join_times = JoinTimes()
         self.gave_up: str | None = None
         self._max_restarts = max_restarts
         self._start_timeout = start_timeout
         self._patience = patience
+        self._lifetime = lifetime or Lifetime()
+        self._names: dict[str, str] = {}
         self._restarts = 0
         self._failures: list[str] = []
 
@@ -129,16 +107,28 @@ class JobBook:
 
     @property
     def unexplained(self) -> list[JobRecord]:
-        """Those of which only the batch system knows more: they are submitted and no agent of theirs is there."""
+        """Those of which only the batch system knows more: no agent of theirs is there, or nobody has said when they end."""
         return [
             record
             for record in self.active
-            if record.job_id and not record.closing and (record.left is not None or len(record.hosts) < record.nodes)
+            if record.job_id
+            and not record.closing
+            and (record.left is not None or len(record.hosts) < record.nodes or record.wants_limit)
         ]
+
+    @property
+    def waiting(self) -> list[str]:
+        """Ids of those that may have to be cancelled because nobody else ends them: none of their agents is there."""
+        return [record.job_id for record in self.active if record.job_id and not record.hosts]
+
+    @property
+    def queued(self) -> int:
+        """How many wait in the batch system's queue."""
+        return sum(record.is_queued for record in self.records.values())
 
     def by_id(self, job_id: str) -> JobRecord | None:
         """Find a job by the batch system's id."""
-        return next((record for record in self.records.values() if record.job_id == job_id), None)
+        return self.records.get(self._names.get(job_id, ""))
 
     def by_use(self, names: Iterable[str]) -> list[str]:
         """Sort jobs by the use that they are: those that wait first, the newest first."""
@@ -162,14 +152,31 @@ class JobBook:
         self._restarts = 0
         self._failures.clear()
 
-    def submitted(self, name: str, job_id: str) -> Iterator[Action]:
+    def held(self, name: str, reason: str) -> None:
+        """Note that a job is held back for a while."""
+        record = self.records.get(name)
+        if record is not None and not record.is_over:
+            record.state, record.reason = HELD, reason
+
+    def submitted(self, name: str, job_id: str, now: float | None = None) -> Iterator[Action]:
         """Note that a job has an id."""
-        self.records[name].job_id = job_id
+        record = self.records[name]
+        record.job_id = job_id
+        self._names[job_id] = name
+        if record.state == HELD:
+            record.state, record.reason = SUBMITTED, ""
+        if now is not None:
+            record.since = now
         yield Ask()
 
-    def not_submitted(self, name: str, text: str) -> Iterator[Action]:
-        """Note that a job was refused, with the words of the batch system."""
-        yield from self._lose(self.records[name], text, f"a job was not submitted: {text}")
+    def not_submitted(self, names: Sequence[str], text: str) -> Iterator[Action]:
+        """Note that jobs were refused, with the words of the batch system; it is told in one line."""
+        told = (
+            f"a job was not submitted: {text}" if len(names) == 1 else f"{len(names)} jobs were not submitted: {text}"
+        )
+        for name in names:
+            yield from self._lose(self.records[name], text, told, log=False)
+            told = ""
 
     def seen(self, job_id: str, state: str, reason: str, ended: str = "") -> Iterator[Action]:
         """Note what the batch system says of a job.
@@ -188,9 +195,24 @@ class JobBook:
         record = self.by_id(job_id)
         if record is None or record.is_over:
             return
+        serves = record.state in (JOINED, RETIRING)
         if state in (PENDING, RUNNING):
-            if record.left is None and record.state != JOINED:
+            if state == PENDING and record.left is not None and not record.hosts:
+                # Back in the queue, because of its node for example. Of its waiting nothing more is said.
+                if record.succeeded:
+                    self.ended(record.name)
+                    yield Drop(record.name, "", log=False)
+                    return
+                record.start_over()
+                record.waited, serves = True, False
+                yield Tell(
+                    f"{record.title} waits again, as the batch system has requeued it" + f": {reason}" * bool(reason)
+                )
+            if record.left is None and not serves:
                 record.state, record.reason = state, reason if state == PENDING else ""
+            return
+        if serves and record.left is None:
+            # Its agents are there, and know better.
             return
         if record.closing:
             self.ended(record.name)
@@ -203,18 +225,46 @@ class JobBook:
         record = self.records.get(name)
         if record is not None and not record.is_over:
             record.hosts.setdefault(host, False)
-            if record.state != JOINED:
+            if record.left is not None and len(record.hosts) == record.nodes:
+                # Those that had gone are back: the batch system has requeued the job.
+                record.start_over()
+            if record.state not in (JOINED, RETIRING):
                 record.state, record.reason = RUNNING, ""
 
-    def serves(self, name: str, host: str) -> None:
+    def serves(self, name: str, host: str, now: float) -> None:
         """Note that the workers of a node of a job are up."""
         record = self.records.get(name)
         if record is not None and not record.is_over:
             record.hosts[host] = True
-            if len(record.hosts) == record.nodes and all(record.hosts.values()):
-                record.state = JOINED
+            if record.joined is None and len(record.hosts) == record.nodes and all(record.hosts.values()):
+                record.joined = now
+                if record.state != RETIRING:
+                    record.state = JOINED
+                if not record.requeued:
+                    self.join_times.add(now - record.since)
                 self._failures.clear()
                 self._restarts = 0
+
+    def answered(self, job_ids: Iterable[str]) -> None:
+        """Note that the batch system was asked about these, and has answered."""
+        for job_id in job_ids:
+            record = self.by_id(job_id)
+            if record is not None and record.state == JOINED:
+                record.asked += 1
+
+    def ends(self, name: str, at: float) -> None:
+        """Note when the batch system ends a job, in seconds of `time.monotonic`."""
+        record = self.records.get(name)
+        if record is not None and not record.is_over:
+            record.limit = at if record.limit is None else min(at, record.limit)
+
+    def retires(self, name: str) -> bool:
+        """Note that a job retires, and say whether it had not yet."""
+        record = self.records.get(name)
+        if record is None or record.is_over or record.closing or record.state == RETIRING:
+            return False
+        record.state, record.succeeded = RETIRING, True
+        return True
 
     def went(self, name: str, host: str, now: float, reason: str = "") -> Iterator[Action]:
         """Note that an agent of a job has gone, or is about to."""
@@ -227,7 +277,8 @@ class JobBook:
                 self.ended(name)
             return
         if record.left is None:
-            record.left, record.state = now, RUNNING
+            record.left = now
+            record.state = RUNNING if record.state != RETIRING else RETIRING
         record.reason = record.reason or reason
         yield Ask()
 
@@ -258,9 +309,28 @@ class JobBook:
             if record.left is not None and now - record.left > self._patience:
                 how = record.reason or "its agent is gone, and the batch system does not say why"
                 yield from self._lose(record, how, f"{record.title} {self._place(record)}is lost: {how}")
+                continue
+            yield from self._end_in_time(record, now)
         yield from self._waiting(now)
 
     # What follows
+
+    def _end_in_time(self, record: JobRecord, now: float) -> Iterator[Action]:
+        """Have a job that comes to its end replaced, and then retire."""
+        if record.joined is None or record.state == RETIRING or record.left is not None:
+            return
+        if not record.settled and now - record.joined > _SETTLED:
+            record.settled = True
+            if record.wants_limit:
+                yield Ask()
+        schedule = self._lifetime.schedule(record.joined, record.limit, record.number, self.join_times.lead)
+        if schedule is None:
+            return
+        if now >= schedule.succeed and not record.succeeded and self.gave_up is None:
+            record.succeeded = True
+            yield Succeed(record.name)
+        if now >= schedule.retire:
+            yield Retire(record.name, schedule.stop)
 
     def _waiting(self, now: float) -> Iterator[Action]:
         """Say once of each job that it waits, in one line for all those of a moment, with the reasons if there are any."""
@@ -275,10 +345,7 @@ class JobBook:
             return
         for record in late:
             record.waited = True
-        whose = f"{late[0].title} has" if len(late) == 1 else f"{len(late)} jobs have"
-        reasons = sorted({record.reason for record in late if record.reason}) or ["the batch system does not say why"]
-        longest = max(now - record.since for record in late)
-        yield Tell(f"{whose} been waiting for {longest:.0f} s (start_timeout): {', '.join(reasons)}")
+        yield Tell(_late(late, now))
 
     @staticmethod
     def _place(record: JobRecord) -> str:
@@ -289,7 +356,7 @@ class JobBook:
         yield Drop(record.name, text, log)
         # The same on other nodes, under other numbers, is the same.
         self._failures.append(re.sub(r"\d+", "#", kind))
-        if self.gave_up is not None:
+        if self.gave_up is not None or record.succeeded:
             return
         if len(self._failures) >= _EQUAL and len(set(self._failures[-_EQUAL:])) == 1:
             yield from self._give_up(f"{_EQUAL} jobs in a row were lost in the same way")
@@ -302,3 +369,10 @@ class JobBook:
     def _give_up(self, why: str) -> Iterator[Action]:
         self.gave_up = why
         yield GiveUp(f"no job is submitted anew: {why}. cluster.scale() starts over")
+
+
+def _late(late: Sequence[JobRecord], now: float) -> str:
+    whose = f"{late[0].title} has" if len(late) == 1 else f"{len(late)} jobs have"
+    reasons = sorted({record.reason for record in late if record.reason}) or ["the batch system does not say why"]
+    longest = max(now - record.since for record in late)
+    return f"{whose} been waiting for {longest:.0f} s (start_timeout): {', '.join(reasons)}"

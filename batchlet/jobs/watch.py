@@ -96,6 +96,7 @@ class Watch:
         self._missed = {job: self._missed.get(job, now) for job in missing if job not in found}
         patience = 0.0 if finished is None or self._system.settled_by_query else _ACCOUNTED
         found |= {job: Seen("ended") for job, since in self._missed.items() if now - since >= patience}
+        self._book.answered(ids)
         self._tell(found)
 
     def _failed(self, answer: Answer) -> None:
@@ -113,4 +114,8 @@ class Watch:
             if seen.exit_code is not None and seen.exit_code < 0:
                 code = f"signal {-seen.exit_code}"
             reason = (seen.reason or seen.word) if seen.state == "pending" else said
+            record = self._book.by_id(job)
+            if seen.state == "running" and seen.end is not None and record is not None:
+                # The system's clock is taken for ours.
+                self._book.ends(record.name, time.monotonic() + seen.end - time.time())
             self._seen(job, seen.state, reason, code)

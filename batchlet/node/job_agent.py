@@ -20,10 +20,23 @@ from typing import Any
 
 from .. import environments, open_files, report
 from ..control.connection import Connection
-from ..control.messages import Failed, Hello, Message, Orders, Others, ReportFailure, Serving, Signalled, Stop, Told
+from ..control.messages import (
+    Failed,
+    Hello,
+    Message,
+    Orders,
+    Others,
+    Remaining,
+    ReportFailure,
+    Serving,
+    Signalled,
+    Stop,
+    Told,
+)
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..environments import Environment
+from ..environments.allocation_end import allocation_end, job_started
 from ..errors import ClientLostError, EndError, StartTimeoutError
 from ..jobs.sizing import fit
 from ..network import reachable_host
@@ -234,6 +247,7 @@ class _JobAgent:
             )
             workers.keep_ports(self._nannies)
             logs.report_deaths()
+            self._tell_end()
             self._say(Serving())
         except asyncio.CancelledError:
             pass
@@ -246,6 +260,13 @@ class _JobAgent:
                 failure = unexpected(error, "its agent")
             self._say(ReportFailure.of(failure))
             report.failure(failure)
+
+    def _tell_end(self) -> None:
+        """Say when the job ends, as far as its variables tell; else the client asks the system, for all its jobs together."""
+        now = time.time()
+        end = allocation_end(os.environ, now=now, started=job_started(os.environ, now))
+        if end is not None:
+            self._say(Remaining(max(0, int(end.at - now))))
 
     # The end
 

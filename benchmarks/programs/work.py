@@ -39,6 +39,29 @@ def work(client: Any) -> None:
     path.with_suffix(".part").rename(path)
 
 
+def of_jobs() -> dict[str, Any]:
+    """Give what the clusters of submitted jobs are asked for, all of them in the same words."""
+    return {
+        "cores": int(os.environ["BENCHMARK_CORES"]),
+        "memory": os.environ["BENCHMARK_MEMORY"],
+        "walltime": "00:20:00",
+        # By this what is left of a run that hangs is found.
+        "job_name": os.environ["BENCHMARK_MARK"],
+        # The login node of the test Slurm has its own name for the network that all nodes share.
+        "scheduler_options": {"interface": os.environ["BENCHMARK_INTERFACE"]},
+    }
+
+
+def submitted(cluster: Any, client: Any) -> None:
+    """Have all jobs submitted, take the figures, and close the cluster."""
+    began = time.monotonic()
+    cluster.scale(jobs=int(os.environ["BENCHMARK_JOBS"]))
+    work(client)
+    client.close()
+    cluster.close()
+    (folder() / "times.json").write_text(json.dumps({"began": began, "ended": time.monotonic()}))
+
+
 def folder() -> Path:
     return Path(os.environ["BENCHMARK_FOLDER"])
 

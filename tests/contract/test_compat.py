@@ -289,6 +289,30 @@ def test_lose_worker(cluster: Run) -> None:
     cluster(use)
 
 
+def test_a_worker_that_is_expected_to_go_is_known_by_name_says_what_it_does_and_is_not_held_against_tasks(
+    cluster: Run,
+) -> None:
+    async def use(scheduler: Any, nanny: Any) -> None:
+        async with (
+            Worker(scheduler.address, nthreads=1, host="127.0.0.1", name="job-0") as worker,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            assert dask_internals.addresses_of(scheduler, ["job-0", "job-1"]) == [worker.address]
+            assert set(dask_internals.addresses_of(scheduler, None)) == {worker.address, nanny.worker_address}
+            busy = client.submit(time.sleep, 3, workers=["job-0"], allow_other_workers=True)
+            await until(lambda: bool(scheduler.workers[worker.address].executing))
+            assert dask_internals.are_computing(scheduler, [worker.address], 0.0)
+            await until(lambda: not dask_internals.are_computing(scheduler, [nanny.worker_address], 0.0))
+            # It has not said anything since.
+            assert dask_internals.are_computing(scheduler, [nanny.worker_address], time.time() + 60)
+            dask_internals.stay_ended(worker, "test")
+            dask_internals.lose_worker(scheduler, worker.address, expected=True)
+            await until(lambda: worker.address not in scheduler.workers)
+            assert scheduler.tasks[busy.key].suspicious == 0
+
+    cluster(use)
+
+
 def test_mp_context_and_keep_preload() -> None:
     """Dask's context follows its configuration, and leaves our list alone if it is told that it has set its own."""
     code = """
@@ -422,6 +446,22 @@ def test_dead_worker_and_is_restart(cluster: Run) -> None:
     assert any("signal 9" in text for text in cluster(use))
 
 
+def test_greedy_worker(cluster: Run) -> None:
+    """What a Nanny says of a worker that it ends for its memory."""
+
+    async def use(_scheduler: Any, nanny: Any) -> tuple[int, list[str]]:
+        [process] = dask_internals.child_processes(nanny)
+        manager = nanny.memory_manager
+        with listening_to("distributed.nanny") as said:
+            manager.memory_limit, manager.memory_terminate_fraction = 1, 0.5
+            manager.memory_monitor(nanny)
+            manager.memory_limit = 1 << 62
+        return process.pid, [record.getMessage() for record in said.records]
+
+    pid, texts = cluster(use)
+    assert pid in [log_messages.greedy_worker(text) for text in texts], texts
+
+
 def test_is_failed_handshake_and_is_broken_off() -> None:
     """What is said of a connection without the run's credentials, and of one that was given up."""
     security = RunSecurity(Credentials.generate())
@@ -444,6 +484,20 @@ def test_is_failed_handshake_and_is_broken_off() -> None:
             assert [log_messages.is_broken_off(record) for record in dask_said.records].count(False) >= 1
 
     asyncio.run(main())
+
+
+def test_is_late_heartbeat(cluster: Run) -> None:
+    """A worker that the scheduler has forgotten, and that says that it lives, is a warning of this text."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        with listening_to("distributed.scheduler", logging.WARNING) as said:
+            answer = scheduler.heartbeat_worker(
+                address="tcp://127.0.0.1:9", resolve_address=False, now=time.time(), metrics={}
+            )
+        assert answer["status"] == "missing"
+        assert [log_messages.is_late_heartbeat(record.getMessage()) for record in said.records] == [True]
+
+    cluster(use)
 
 
 def test_is_late_connection() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import shlex
@@ -14,6 +15,7 @@ import pytest
 
 pytest.importorskip("dask_jobqueue")
 
+from batchlet.job import named
 from batchlet.jobs.job import job_class
 from batchlet.jobs.options import resolve
 from batchlet.jobs.systems import SYSTEMS, BatchSystem
@@ -41,11 +43,12 @@ ADDED = {"sge": ["#$ -pe smp 4"]}
 
 def scripts(system: BatchSystem, logs: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Give the lines of dask-jobqueue's script and of ours."""
-    options = resolve({"submit": system.name, "workers_per_node": 2, **SIZE, **given})
+    given = {**SIZE, **given}
+    options = resolve({"submit": system.name, "workers_per_node": 2, **given})
     ours = job_class(system, None, 1)("tls://host:1", name="c-0", **options.for_record("/record", str(logs)))
     module, _, name = system.job_class.rpartition(".")
     theirs = getattr(importlib.import_module(module), name)(
-        "tls://host:1", name="c-0", processes=2, log_directory=str(logs), **SIZE, **given
+        "tls://host:1", name="c-0", processes=2, log_directory=str(logs), **given
     )
     return theirs.job_script().splitlines(), ours.job_script().splitlines()
 
@@ -79,6 +82,14 @@ def test_the_script_is_dask_jobqueues_own_but_for_the_workers_command(system, as
     assert not [line for line in ours if "tls-" in line or "secret" in line or "BEGIN" in line]
 
 
+def test_slurm_is_asked_for_the_memory_that_was_asked_for_and_not_for_whole_gibibytes(tmp_path):
+    theirs, ours = scripts(SYSTEMS[0], tmp_path / "logs", {"memory": "1200MiB"})
+    assert "#SBATCH --mem=2G" in theirs
+    assert "#SBATCH --mem=1200M" in ours
+    theirs, ours = scripts(SYSTEMS[0], tmp_path / "logs", {"memory": "1200MiB", "job_mem": "3G"})
+    assert "#SBATCH --mem=3G" in ours
+
+
 def test_a_job_of_several_nodes_of_slurm_has_one_process_on_each(tmp_path):
     system = SYSTEMS[0]
     theirs, ours = scripts(system, tmp_path / "logs", {})
@@ -89,8 +100,52 @@ def test_a_job_of_several_nodes_of_slurm_has_one_process_on_each(tmp_path):
     removed, added = differences(ours, job.job_script().splitlines())
     assert "#SBATCH -n 1" in removed
     assert {"#SBATCH -N 3", "#SBATCH --ntasks-per-node=1"} <= set(added)
-    assert [line for line in added if line.startswith("exec srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")]
+    (command,) = [line for line in added if line.startswith("exec srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")]
+    # A job may be granted fewer CPUs than it was asked for, and a site's directives may say --export=NONE.
+    assert "--cpus-per-task" not in command
+    assert "--export=ALL" in command
     assert "#SBATCH --mem=8G" in theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "directives", "words"),
+    [
+        ("slurm", ["#SBATCH --array=0-2", "#SBATCH -e {logs}/mine-%A_%a.err", "#SBATCH -o {logs}/mine-%A_%a.out"],
+         "--array SLURM_ARRAY_TASK_ID:0"),
+        ("sge", ["#$ -t 1-3"], "--array SGE_TASK_ID:1"),
+    ],
+)  # fmt: skip
+def test_the_script_of_an_array_has_a_directive_more_and_says_how_its_jobs_know_their_names(
+    name, directives, words, tmp_path
+):
+    system, logs = next(each for each in SYSTEMS if each.name == name), str(tmp_path / "logs")
+    options = resolve({"submit": name, "workers_per_node": 2, "job_name": "mine", **SIZE})
+    submitted: list[str] = []
+
+    class Keeper:
+        environ: dict[str, str] = {}
+
+    job = job_class(system, Keeper(), 1)("tls://host:1", name="c-5", **options.for_record("/record", logs))
+
+    async def call(self: Any, command: Any, **_: Any) -> str:
+        submitted.append(Path(command[-1]).read_text())  # noqa: ASYNC240
+        return "Submitted batch job 42" if name == "slurm" else 'Your job-array 42.1-3:1 ("mine") has been submitted'
+
+    type(job)._call = call
+    ids = asyncio.run(job.submit_array(3))
+    assert ids == (["42_0", "42_1", "42_2"] if name == "slurm" else ["42.1", "42.2", "42.3"])
+    removed, added = differences(job.job_script().splitlines(), submitted[0].splitlines())
+    assert len(removed) == 1
+    assert added[:-1] == [line.format(logs=logs) for line in directives]
+    assert added[-1] == f"{removed[0]} {words}"
+    arguments = shlex.split(added[-1])[shlex.split(added[-1]).index("batchlet.job") + 1 :]
+    variable, _, first = words.partition(" ")[2].partition(":")
+    assert (
+        named(arguments, {variable: str(int(first) + 2)})
+        == shlex.split(removed[0].replace("--name c-5", "--name c-7"))[-len(arguments) + 2 :]
+    )
+    with pytest.raises(SystemExit, match=f"{variable}=''"):
+        named(arguments, {})
 
 
 def test_gridengine_is_asked_for_memory_where_the_site_counts_it(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import signal
 
+import dask
+import distributed
 import pytest
 from distributed.deploy import Cluster, SpecCluster
 from distributed.deploy.adaptive import Adaptive
 
+from batchlet.dask_backend import tuning
 from batchlet.jobs import job as jobs
 from batchlet.jobs.systems import SYSTEMS
 
@@ -62,3 +66,14 @@ def test_each_systems_job_is_submitted_through_the_methods_that_are_overridden(s
         "worker_extra_args",
         "job_script_prologue",
     } <= taken
+
+
+def test_a_scheduler_whose_workers_are_jobs_takes_what_it_does_not_know_yet_for_long_unless_the_user_has_said_how_long():
+    async def taken(settings: dict[str, str]) -> float:
+        with dask.config.set(settings):
+            return distributed.Scheduler(dashboard=False, dashboard_address="127.0.0.1:0").UNKNOWN_TASK_DURATION
+
+    name = "distributed.scheduler.unknown-task-duration"
+    assert asyncio.run(taken(tuning.for_jobs())) == 10
+    with dask.config.set({name: "2s"}):
+        assert asyncio.run(taken(tuning.for_jobs())) == 2

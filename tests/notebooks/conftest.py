@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,21 @@ DRIVE = Path(__file__).parent / "drive.py"
 Cells = Callable[..., tuple[list[dict[str, Any]], Result]]
 
 
-def in_kernel(place: Place, *launch: str, steps: Sequence[object], timeout: float = 120) -> tuple[list[Any], Result]:
+def in_kernel(
+    place: Place,
+    *launch: str,
+    steps: Sequence[object],
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> tuple[list[Any], Result]:
     """Run steps (see drive.py; a text is a cell) and give what was seen of each; nothing may be left of it."""
     plan = place.base / "steps.json"
     plan.write_text(json.dumps([{"code": step} if isinstance(step, str) else step for step in steps]))
     home = place.base / "home"
     home.mkdir(exist_ok=True)
     own = {"HOME": str(home), "IPYTHONDIR": str(home / "ipython"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
-    result = place.run(*launch, sys.executable, str(DRIVE), str(plan), env=own, timeout=timeout)
+    environ = {**own, **(env or {})}
+    result = place.run(*launch, sys.executable, str(DRIVE), str(plan), env=environ, timeout=timeout)
     assert result.rc == 0, str(result)
     seen = [json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("STEP ")]
     assert len(seen) == len(steps), str(result)
@@ -69,4 +76,16 @@ def cells(request: pytest.FixtureRequest) -> Cells:
         return in_kernel(where, *launch, steps=steps, timeout=timeout)
 
     run.where = request.param  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture
+def on_login(cluster: object, slurm_place: Place) -> Cells:
+    """Run cells in a kernel on the login node, which has its own name for the network that all nodes share."""
+    options = json.dumps({"interface": f"slurm{cluster.instance}"})
+    env = {"BATCHLET_DASK_CLUSTER__SCHEDULER_OPTIONS": options}
+
+    def run(*steps: object, timeout: float = 120) -> tuple[list[dict[str, Any]], Result]:
+        return in_kernel(slurm_place, steps=steps, env=env, timeout=timeout)
+
     return run

@@ -286,3 +286,38 @@ def intrusions(attacks: Sequence[Attack]) -> list[str]:
         if not (alert or refused or challenged):
             got.append(str(attack))
     return got
+
+
+PRETENDER = """
+import json, socket, ssl, sys
+host, port = sys.argv[1], int(sys.argv[2])
+for secure in (False, True):
+    try:
+        connection = socket.create_connection((host, port), 5)
+        connection.settimeout(5)
+        if secure:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = context.wrap_socket(connection)
+        hello = {"op": "hello", "name": "2", "role": "client", "node": "n1", "local_ranks": [], "brings": [],
+                 "versions": {}, "challenge": "00", "proof": "00" * 32}
+        connection.sendall(json.dumps(hello).encode() + b"\\n")
+        connection.sendall(json.dumps({"op": "failed", "kind": "PlanError", "message": "by the attacker"}).encode() + b"\\n")
+        while data := connection.recv(65536):
+            print(secure, data)
+        print(secure, "end")
+    except OSError as error:
+        print(secure, type(error).__name__)
+"""
+
+
+def pretend(points: Sequence[Standpoint], host: str, port: int) -> None:
+    """Have somebody without the secret say, in Batchlet's own words, that they belong to the run; fail if they are heard."""
+    # The challenge, which says nothing, is all there is to see.
+    allowed = ("b'\\x15\\x03", 'b\'{"op":"challenge"')
+    for point in points:
+        done = as_nobody(point, host, str(port), code=PRETENDER)
+        said = [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
+        assert said, done
+        for text in said:
+            assert text == "end" or text.endswith(("Error", "Alert")) or text.startswith(allowed), (text, done)

@@ -17,14 +17,14 @@ from typing import Any
 
 import psutil
 import pytest
-from attacks import Attack, Loot, attack_ports, attack_unix, decoys, foreign_certificate, intrusions
+from attacks import Attack, Loot, attack_ports, attack_unix, decoys, foreign_certificate, intrusions, pretend
 from browser import browser, wait_for
 from held_runs import PREFIX, Held
 from listening import Listening
 from mpi_launchers import open_mpi
 from run_helpers import Place, eventually
 from secrets_search import files_with, secrets_in
-from strangers import LOOPBACK, Standpoint, as_nobody, flooding, here, standpoints
+from strangers import LOOPBACK, Standpoint, flooding, here, standpoints
 
 SRUN = pytest.param("srun", marks=pytest.mark.slurm)
 ALLOCATION = pytest.param("allocation", marks=pytest.mark.slurm)
@@ -342,43 +342,12 @@ def test_a_client_on_another_node_gets_in_with_the_runs_credentials_only(pair: P
     assert "RESULT" not in kept_out.stdout
 
 
-COORDINATOR = """
-import json, socket, ssl, sys
-host, port = sys.argv[1], int(sys.argv[2])
-for secure in (False, True):
-    try:
-        connection = socket.create_connection((host, port), 5)
-        connection.settimeout(5)
-        if secure:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = context.wrap_socket(connection)
-        hello = {"op": "hello", "name": "2", "role": "client", "node": "n1", "local_ranks": [], "brings": [],
-                 "versions": {}, "challenge": "00", "proof": "00" * 32}
-        connection.sendall(json.dumps(hello).encode() + b"\\n")
-        connection.sendall(json.dumps({"op": "failed", "kind": "PlanError", "message": "by the attacker"}).encode() + b"\\n")
-        while data := connection.recv(65536):
-            print(secure, data)
-        print(secure, "end")
-    except OSError as error:
-        print(secure, type(error).__name__)
-"""
-
-
 @pytest.mark.parametrize("pair", [SRUN], indirect=True)
 @pytest.mark.parametrize("which", ["closed", "opened"])
 def test_the_coordinator_lets_nobody_in_without_the_secret(pair: Pair, which: str) -> None:
     """Batchlet's own port lets nobody in that does not know the secret, not even with all security off."""
     one = getattr(pair, which)
-    host, port = one.told["coordinator"]
-    # The challenge, which says nothing, is all there is to see.
-    allowed = ("b'\\x15\\x03", 'b\'{"op":"challenge"')
-    for point in one.points[:2]:
-        done = as_nobody(point, host, str(port), code=COORDINATOR)
-        said = [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
-        assert said, done
-        for text in said:
-            assert text == "end" or text.endswith(("Error", "Alert")) or text.startswith(allowed), (text, done)
+    pretend(one.points[:2], *one.told["coordinator"])
     assert one.run.process.poll() is None
     assert "by the attacker" not in one.run.stderr
 

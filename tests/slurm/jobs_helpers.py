@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
+from collections.abc import Mapping
 
+import psutil
 from cluster_slurm import SlurmCluster
 from run_helpers import Place, Result, eventually
 
@@ -25,7 +28,27 @@ def until(condition, seconds=30):
 
 def states():
     return sorted(job.state for job in cluster.jobs)
+
+def agent(job):
+    name, found = job.name, {}
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = open(f"/proc/{entry}/cmdline").read().split("\\0")
+        except OSError:
+            continue
+        if "batchlet.job" in words and name in words:
+            found[int(entry)] = int(open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1])
+    return next(pid for pid, parent in found.items() if parent not in found)
 """
+
+
+def on_node(node: str) -> list[str]:
+    """Begin a command that runs on a node of the test Slurm, with the files that its jobs see."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if process.info["name"] == "slurmd" and re.search(rf"-N {node}\b", command):
+            return ["nsenter", f"--target={process.pid}", "--mount", "--net", "--uts"]
+    raise LookupError(f"{node} has no slurmd")
 
 
 class Login:
@@ -47,15 +70,20 @@ class Login:
         )
         self.place.assert_nothing_left(set(), result)
 
-    def run(self, script: str, *argv: str, timeout: float = 60, swept: bool = False) -> Result:
+    def command(self, script: str, *argv: str) -> list[str]:
+        """Give the command that runs a script."""
+        return [sys.executable, self.place.script(HEAD + script), *argv]
+
+    def run(
+        self,
+        script: str,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+        swept: bool = False,
+    ) -> Result:
         """Run a script to its end; after it nothing may be left, but for scratch that the next job sweeps away."""
-        result = self.place.run_only(
-            sys.executable,
-            self.place.script(HEAD + script),
-            *argv,
-            env=self.environ,
-            timeout=timeout,
-        )
+        result = self.place.run_only(*self.command(script, *argv), env={**self.environ, **(env or {})}, timeout=timeout)
         if swept:
             for scratch in self.place.tmp.glob("batchlet-*"):
                 shutil.rmtree(scratch)

@@ -103,6 +103,18 @@ def test_a_commit_is_compared_with_the_working_tree(cluster: SlurmCluster) -> No
     assert not [path for path in (worktrees() or set()) - before if "before-" in path]
 
 
+def test_clusters_of_jobs_are_compared(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Each figure is above 0 for SLURMCluster and for BatchletCluster, with their ratio; `--read` shows the same table."""
+    kept = str(tmp_path / "found.json")
+    result = benchmark("jobs.py", "--quick", "--instance", str(cluster.instance), "--json", kept)
+    assert result.rc == 0, str(result)
+    found = rows(result.stdout, "the two in turn")
+    assert len(found) == 4, str(result)
+    for cells in found.values():
+        assert all(float(cell.rstrip("x")) > 0 for cell in cells), str(result)
+    assert benchmark("jobs.py", "--read", kept).stdout == result.stdout
+
+
 def test_an_unknown_commit_is_said_at_once() -> None:
     """Nothing is started for a commit that there is not."""
     if worktrees() is None:

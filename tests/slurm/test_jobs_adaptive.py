@@ -22,7 +22,7 @@ with made(workers_per_node=2) as cluster:
     adaptive = cluster.adapt(minimum_jobs=0, maximum_jobs=2, interval="200ms", wait_count=5, target_duration="2s")
     client = cluster.get_client()
     found = []
-    for turn in range(2):
+    for turn in range(3):
         futures = client.map(lambda i: (time.sleep(0.1), i)[1], range(120), pure=False)
         found.append(sum(client.gather(futures)))
         found.append(len(cluster.worker_spec))
@@ -39,10 +39,9 @@ print("RESULT", json.dumps(found))
 def test_jobs_come_with_the_work_and_go_with_it_without_flapping(login):
     result = login.run(ADAPTIVE)
     assert result.rc == 0, result
-    first, jobs, second, again, submitted, log = json.loads(json_line(result.stdout))
-    assert (first, second) == (sum(range(120)), sum(range(120)))
-    assert (jobs, again) == (2, 2)
-    # Twice up, by one step or two, and down.
-    assert submitted == 4
-    assert log.count("down") <= 4
+    *turns, submitted, log = json.loads(json_line(result.stdout))
+    assert turns == [sum(range(120)), 2] * 3
+    # Three times up, by one step or two, and down.
+    assert submitted == 6
+    assert log.count("down") <= 6
     assert len(result.errors) == 1, result

@@ -154,9 +154,11 @@ ROOMS = (
     (
         "jobs",
         (
-            ("jobs.custodian", "jobs.hub", "jobs.record"),
+            ("jobs.custodian", "jobs.hub", "jobs.job_record", "jobs.lifetime"),
+            ("jobs.record",),
             ("jobs.job", "jobs.table", "jobs.watch"),
             ("jobs.adaptive", "jobs.desk", "jobs.options"),
+            ("jobs.leaving", "jobs.submitter"),
             ("jobs.keeper",),
             ("jobs.kept_cluster",),
             ("jobs.cluster",),

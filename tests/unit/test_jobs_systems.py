@@ -1,4 +1,8 @@
-"""What batch systems say of jobs, read from their own words, which were recorded or are those of their documentation."""
+"""What batch systems say of jobs, read from their own words.
+
+Recorded from real systems are slurm_squeue.txt (Slurm 22.05), sge_qstat.txt and sge_qacct.txt (gridengine 8.1.9). All other
+samples, those of sacct, PBS, Torque, LSF, HTCondor, OAR and Moab, were written after the forms that the systems document.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +94,10 @@ class TestSlurm:
         assert seen["7"].exit_code == -15
         assert (seen["8"].exit_code, seen["8"].node) == (1, "")
 
+    def test_a_job_whose_output_file_cannot_be_opened_is_told_so(self):
+        seen = self.system.parse("7 |FAILED |JobLaunchFailure |53 |2026-11-28T21:00:00 |n1 |")
+        assert seen["7"].reason.startswith("its output file cannot be opened")
+
     def test_a_state_that_a_later_slurm_has_is_unknown(self):
         assert self.system.parse("1|BRAND_NEW|None|0|N/A|n1|")["1"] == Seen(
             "unknown", "BRAND_NEW", "", None, "n1", None
@@ -134,6 +142,13 @@ class TestSlurm:
         array = self.system.array(3)
         assert array.directives == ("--array=0-2",)
         assert self.system.array_ids("42", 3) == ["42_0", "42_1", "42_2"]
+        # Each has a log of its own, by its id.
+        assert self.system.array_logs("/logs", "mine") == ("-e /logs/mine-%A_%a.err", "-o /logs/mine-%A_%a.out")
+
+    def test_a_thousand_jobs_of_an_array_are_asked_about_and_cancelled_in_few_words(self):
+        ids = [f"42_{number}" for number in range(1000) if number != 7]
+        assert self.system.query(["9", *ids])[-1] == "--jobs=42,9"
+        assert self.system.cancel(["9", *ids, "43_5"]) == ["scancel", "--quiet", "9", "42_[0-6,8-999]", "43_5"]
 
     def test_an_array_that_was_cancelled_as_a_whole_is_told_as_one_job(self):
         seen = self.system.parse("15|CANCELLED|Resources|0|2026-11-25T22:53:51|n/a|\n")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +122,12 @@ def stderr_is(descriptor: int) -> Iterator[None]:
 def test_the_last_line_says_how_it_ended(capsys, seconds, workers, error, line):
     report.ended(seconds=seconds, workers=workers, error=error)
     assert said(capsys) == line
+
+
+def test_what_cannot_be_said_for_a_full_disk_stops_nothing():
+    code = "import os; from batchlet import report; report.note('x'); report.note('y'); os._exit(7)"
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stderr=full, timeout=20).returncode == 7
 
 
 def test_a_failure_is_said_as_the_error_says_it(capsys):

@@ -11,9 +11,11 @@ import re
 __all__ = [
     "SLOW_SCRATCH",
     "dead_worker",
+    "greedy_worker",
     "is_broken_off",
     "is_failed_handshake",
     "is_late_connection",
+    "is_late_heartbeat",
     "is_restart",
     "is_task_of_the_end",
     "is_told_by_the_nanny",
@@ -24,6 +26,8 @@ __all__ = [
 SLOW_SCRATCH = "Creating scratch directories is taking"
 _DEAD = re.compile(r"Worker process (?P<pid>\d+) (?:was killed by|exited with) ")
 
+_GREEDY = re.compile(r"^Worker .*\(pid=(?P<pid>\d+)\) exceeded \d+% memory budget")
+
 
 def dead_worker(text: str) -> int | None:
     """Give the process id if this tells of a worker process that has ended (`WorkerProcess._death_message`, level "info").
@@ -31,6 +35,12 @@ def dead_worker(text: str) -> int | None:
     Otherwise such a death is told by nobody.
     """
     match = _DEAD.match(text)
+    return int(match["pid"]) if match else None
+
+
+def greedy_worker(text: str) -> int | None:
+    """Give the process id if a Nanny says that it ends a worker over its limit (`NannyMemoryManager`, level "warning")."""
+    match = _GREEDY.search(text)
     return int(match["pid"]) if match else None
 
 
@@ -52,6 +62,11 @@ def is_broken_off(record: logging.LogRecord) -> bool:
 def is_late_connection(error: BaseException | None) -> bool:
     """Whether a connection came to a listener that was being stopped (`BaseTCPListener._check_started`): a traceback."""
     return isinstance(error, ValueError) and "non-started TCPListener" in str(error)
+
+
+def is_late_heartbeat(text: str) -> bool:
+    """Whether a scheduler has heard of a worker that it has forgotten already (``heartbeat_worker``, level "warning")."""
+    return text.startswith("Received heartbeat from unregistered worker")
 
 
 def is_task_of_the_end(text: str) -> bool:

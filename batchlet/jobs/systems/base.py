@@ -129,7 +129,8 @@ class BatchSystem(ABC):
     options : tuple of str
         Keywords that `directives` knows beyond those of dask-jobqueue.
     most_in_array : int
-        How many jobs one array may have, as the system is set up by default; 0 where it has no arrays.
+        How many jobs one array may have, as the system is set up by default; 0 where it has no arrays, or where nobody has
+        tried them with Batchlet: jobs are submitted one by one then.
     settled_by_query : bool
         Whether `query` still tells of jobs that ended a short while ago.
     """
@@ -225,6 +226,10 @@ class BatchSystem(ABC):
         """Say how so many jobs are one array; `None` where the system has none."""
         return None
 
+    def array_logs(self, directory: str, name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Give directives by which each job of an array has a log with its id in the name; none where it has one already."""
+        return ()
+
     def array_ids(self, job_id: str, count: int) -> list[str]:
         """Give the id of each job of an array, in the order of its numbers, by the id that the submit command has printed."""
         array = self.array(count)
@@ -241,6 +246,10 @@ class BatchSystem(ABC):
     def spread(self, nodes: int, cores: int) -> Spread | None:  # noqa: ARG002
         """Say how one job has so many nodes of so many cores each; `None` where it can have only one."""
         return None
+
+    def exact(self, memory: int) -> dict[str, str]:  # noqa: ARG002
+        """Give dask-jobqueue's keywords that ask for so much memory, where it would itself ask for much more."""
+        return {}
 
     def directives(
         self,

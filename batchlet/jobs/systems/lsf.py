@@ -23,7 +23,7 @@ _YEAR = 365 * 86400
 class Lsf(BatchSystem):
     """LSF, as of 10.1.
 
-    It has arrays, but only by the name of the job, which dask-jobqueue gives already.
+    It has arrays, but only by the name of the job, which dask-jobqueue gives already: jobs are submitted one by one.
     """
 
     name: ClassVar[str] = "lsf"
@@ -63,7 +63,10 @@ class Lsf(BatchSystem):
                 exit_code=(0 if state == "ended" else signalled(number(code))) if over else None,
                 # 4*host1:2*host2
                 node=re.sub(r"^\d+\*", "", hosts.partition(":")[0]),
-                end=_moment(finish) if state != "pending" else None,
+                # E marks a guess, for a job without a limit.
+                end=_moment(finish)
+                if state != "pending" and not (state == "running" and finish.endswith("E"))
+                else None,
             )
         return seen
 

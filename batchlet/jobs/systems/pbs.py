@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from .base import Array, BatchSystem, Seen, State, in_order, moment, number, seconds, signalled
+from .base import BatchSystem, Seen, State, in_order, moment, number, seconds, signalled
 
 __all__ = ["Pbs"]
 
@@ -26,14 +26,14 @@ _MOMENT = "%a %b %d %H:%M:%S %Y"
 
 
 class Pbs(BatchSystem):
-    """PBS Pro and OpenPBS; Torque where the two do the same."""
+    """PBS Pro and OpenPBS; Torque where the two do the same.
+
+    It has arrays (``-J``), which Batchlet has not been tried with.
+    """
 
     name: ClassVar[str] = "pbs"
     title: ClassVar[str] = "PBS"
     job_class: ClassVar[str] = "dask_jobqueue.pbs.PBSJob"
-    # max_array_size is 10000 by default.
-    most_in_array: ClassVar[int] = 1000
-
     # qsub(1B), section "Environment Variables". The rest of PBS_* says where the server is, or is the user's.
     variables: ClassVar[tuple[str, ...]] = (
         "PBS_O_", "PBS_JOBID", "PBS_JOBNAME", "PBS_JOBDIR", "PBS_JOBCOOKIE", "PBS_ARRAY_", "PBS_ARRAYID", "PBS_NODEFILE",
@@ -76,14 +76,6 @@ class Pbs(BatchSystem):
     def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class."""
         return ["qdel", *in_order(job_ids)]
-
-    def array(self, count: int) -> Array | None:
-        """See the base class; PBS Pro has no array of one."""
-        return Array((f"-J 0-{count - 1}",), "PBS_ARRAY_INDEX", range(count)) if count > 1 else None
-
-    def array_id(self, job_id: str, number: int) -> str:
-        """See the base class."""
-        return f"{job_id}[{number}]"
 
 
 def _seen(values: dict[str, str]) -> Seen:

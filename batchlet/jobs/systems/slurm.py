@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -43,8 +44,11 @@ _STATES: dict[str, State] = {
 }
 _QUEUE = ("JobArrayID", "State", "Reason", "exit_code", "EndTime", "BatchHost")
 _ACCOUNTS = ("JobID", "State", "Reason", "ExitCode", "End", "NodeList")
+# What slurmstepd ends with where it cannot open a job's output file, or enter its directory: nothing of the job has run.
+_NO_OUTPUT = -53
 # With something behind it a field is as wide as it must be.
 _SEPARATOR = "|"
+_MIB, _GIB = 1 << 20, 1 << 30
 # What --test-only says where a node is down or drained, or reserved, too; sbatch takes the job then, and it pends.
 _PERHAPS_LATER = (
     "Requested node configuration is not available",
@@ -84,7 +88,7 @@ class Slurm(BatchSystem):
     def query(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class."""
         fields = ",".join(f"{field}:{_SEPARATOR}" for field in _QUEUE)
-        return ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}", f"--jobs={_listed(job_ids)}"]
+        return ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}", f"--jobs={_whole(job_ids)}"]
 
     def parse(self, text: str) -> dict[str, Seen]:
         """See the base class."""
@@ -101,7 +105,7 @@ class Slurm(BatchSystem):
         """See the base class; fails where there is no accounting."""
         return [
             "sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--format={','.join(_ACCOUNTS)}",
-            f"--jobs={_listed(job_ids)}",
+            f"--jobs={_whole(job_ids)}",
         ]  # fmt: skip
 
     def parse_finished(self, text: str) -> dict[str, Seen]:
@@ -121,27 +125,62 @@ class Slurm(BatchSystem):
 
     def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class; ids that Slurm does not know any more do no harm."""
-        return ["scancel", "--quiet", *in_order(job_ids)]
+        return ["scancel", "--quiet", *_in_ranges(job_ids)]
+
+    def exact(self, memory: int) -> dict[str, str]:
+        """See the base class: from 1 GiB on, dask-jobqueue asks for the next whole number of GiB."""
+        return {"job_mem": f"{math.ceil(memory / _MIB)}M"} if memory > _GIB and memory % _GIB else {}
 
     def array(self, count: int) -> Array:
         """See the base class."""
         return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))
 
-    def spread(self, nodes: int, cores: int) -> Spread:
+    def array_logs(self, directory: str, name: str) -> tuple[str, ...]:
+        """See the base class; dask-jobqueue's %J is another number in each job of an array."""
+        return f"-e {directory}/{name}-%A_%a.err", f"-o {directory}/{name}-%A_%a.out"
+
+    def spread(self, nodes: int, cores: int) -> Spread:  # noqa: ARG002
         """See the base class."""
         return Spread(
             directives=(f"-N {nodes}", "--ntasks-per-node=1"),
             skip=("#SBATCH -n 1",),
-            # What the job has of a node is all for the one process there, which divides it itself.
+            # What the job has of a node, be it less than it asked for, is all for the one process there, which divides it.
+            # It has the environment of the job's script, also where the job's own was not to be the client's (--export=NONE).
             command=(
-                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cores}",
-                "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
+                "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none",
+                "--export=ALL", "--kill-on-bad-exit=0", "--wait=0", "--quiet",
             ),
         )  # fmt: skip
 
 
-def _listed(job_ids: Sequence[str]) -> str:
-    return ",".join(in_order(job_ids))
+def _whole(job_ids: Sequence[str]) -> str:
+    """Name jobs, of arrays the whole: a thousand jobs may be one word."""
+    return ",".join(in_order(job_id.partition("_")[0] for job_id in job_ids))
+
+
+def _in_ranges(job_ids: Sequence[str]) -> list[str]:
+    """Name jobs, those of an array together (``42_[0-2,5]``): scancel asks the controller once for each word."""
+    arrays: dict[str, list[int]] = {}
+    words = []
+    for job_id in in_order(job_ids):
+        array, _, index = job_id.partition("_")
+        if index.isdecimal():
+            arrays.setdefault(array, []).append(int(index))
+        else:
+            words.append(job_id)
+    return [*words, *(f"{array}_{_ranges(sorted(indices))}" for array, indices in arrays.items())]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return f"[{','.join('-'.join(map(str, run)) for run in runs)}]"
 
 
 def _rows(text: str, columns: int) -> list[list[str]]:
@@ -154,6 +193,8 @@ def _seen(word: str, reason: str, code: int | None, end: str, node: str) -> Seen
     # sacct says who: "CANCELLED by 1000"; some versions append a "+" to a word that is cut off.
     state = _STATES.get(word.partition(" ")[0].rstrip("+"), "unknown")
     over = state in ("ended", "failed")
+    if state == "failed" and code == _NO_OUTPUT:
+        reason = "its output file cannot be opened (is there no such directory, or no room?)"
     return Seen(
         state=state,
         word=word,
