@@ -13,7 +13,9 @@ __all__ = ["versions"]
 def versions() -> dict[str, str]:
     """Give the versions of Python, Dask and Batchlet in this process, without importing Dask."""
     # Not at the top: what rank 0 alone compares must not slow the import of the package. Dask imports one of the two.
-    metadata: Any = sys.modules.get("importlib_metadata") or importlib.import_module("importlib.metadata")
+    # It may be doing so at this moment, in another thread: this waits until it is done.
+    name = "importlib_metadata" if sys.modules.get("importlib_metadata") else "importlib.metadata"
+    metadata: Any = importlib.import_module(name)
     found = {"Python": platform.python_version()}
     for name in ("dask", "distributed", "dask-batchlet"):
         try:

@@ -18,7 +18,7 @@ import numpy
 from dask.distributed import Client
 
 CHUNK = 1_000_000  # points of a task
-TASKS = 48  # of a batch: what is lost at most when the job is stopped
+TASKS = 4  # for each worker at a time: what is lost at most when the job is stopped
 
 
 def hits(seed: int) -> int:
@@ -61,7 +61,7 @@ def main() -> None:
         runner.before_end(callback=lambda: save(file, state))
         began = time.perf_counter()
         while state[0] < tasks:
-            batch = range(state[0], min(tasks, state[0] + TASKS))
+            batch = range(state[0], min(tasks, state[0] + TASKS * runner.n_workers))
             found = sum(client.gather(client.map(hits, batch, pure=False)))
             state = (state[0] + len(batch), state[1] + found)
         seconds = time.perf_counter() - began

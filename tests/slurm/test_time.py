@@ -119,7 +119,7 @@ def undisturbed(steps: int) -> int:
 
 def test_three_attempts_give_the_result_of_one(place: Place) -> None:
     """Time up, then a scheduler that is killed: each has the job started again, once, from where it was saved."""
-    env = {"TIME_LIMIT": "12", "STOP_BEFORE": "6", "REQUEUE": "true"}
+    env = {"TIME_LIMIT": "16", "STOP_BEFORE": "8", "REQUEUE": "true"}
     job = submitted(place, "-n4", command=f"srun python {ATTEMPTS} time scheduler 60", env=env)
     done, again = ended(place, job, 150)
     assert (done.rc, again) == (0, 2), done.output
@@ -181,14 +181,15 @@ def test_a_job_that_may_not_start_again_says_so_and_ends(place: Place) -> None:
     assert place.run_only("squeue", "--noheader").stdout.split() == []
 
 
+@pytest.mark.timeout(400)
 def test_the_example_gives_the_result_of_an_undisturbed_run(place: Place) -> None:
     """`slurm_examples/checkpoint.py` in several attempts prints what it prints in one."""
-    command = ["python", str(CHECKPOINT), "--samples", "5e8"]
+    command = ["python", str(CHECKPOINT), "--samples", "7e8"]
     alone = place.run(*command, timeout=120)
     assert alone.rc == 0, str(alone)
-    env = {"TIME_LIMIT": "12", "STOP_BEFORE": "6"}
+    env = {"TIME_LIMIT": "16", "STOP_BEFORE": "8"}
     job = submitted(place, "-n4", command=f"srun {' '.join(command)}", env=env)
-    done, again = ended(place, job, 200)
+    done, again = ended(place, job, 250)
     assert done.rc == 0, done.output
     assert again >= 1, done.output
     assert [line for line in done.output.splitlines() if line.startswith("pi ")] == [
