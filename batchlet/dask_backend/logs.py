@@ -84,6 +84,9 @@ def configure_logging() -> None:
     nanny.setLevel(min(DASK_LOG_LEVEL(), logging.INFO))
     if not any(isinstance(known, _WorkerDeaths) for known in nanny.filters):
         nanny.addFilter(_WorkerDeaths())
+    memory = logging.getLogger("distributed.nanny.memory")
+    if not any(isinstance(known, _GreedyWorkers) for known in memory.filters):
+        memory.addFilter(_GreedyWorkers())
 
 
 class _Strangers(logging.Filter):
@@ -135,13 +138,20 @@ class _WorkerDeaths(logging.Filter):
                 why = " for more memory than its limit" if pid in _greedy else ""
                 _tell(f"w{text[1:]}{why} on node {socket.gethostname()}; it is started again")
             return False
-        greedy = greedy_worker(text)
-        if greedy is not None:
-            _greedy.add(greedy)
         # What fails at the start is raised as well, and reported by us.
         if is_restart(text) or (not _started and record.exc_info):
             return False
         return record.levelno >= DASK_LOG_LEVEL()
+
+
+class _GreedyWorkers(logging.Filter):
+    """Notes which workers are ended for their memory, for the line about their death."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        pid = greedy_worker(record.getMessage())
+        if pid is not None:
+            _greedy.add(pid)
+        return True
 
 
 class _Handshakes(logging.Filter):

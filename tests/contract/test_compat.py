@@ -452,7 +452,7 @@ def test_greedy_worker(cluster: Run) -> None:
     async def use(_scheduler: Any, nanny: Any) -> tuple[int, list[str]]:
         [process] = dask_internals.child_processes(nanny)
         manager = nanny.memory_manager
-        with listening_to("distributed.nanny") as said:
+        with listening_to("distributed.nanny.memory") as said:
             manager.memory_limit, manager.memory_terminate_fraction = 1, 0.5
             manager.memory_monitor(nanny)
             manager.memory_limit = 1 << 62
