@@ -141,6 +141,9 @@ class Settings:
     rendezvous_dir: str = _option(
         filled_text, ".batchlet", "directory on a file system that all nodes share, in which the ranks meet"
     )
+    join: bool = _option(
+        flag, False, "whether other jobs may bring their nodes while the run is under way: python -m batchlet join RUN"
+    )
     security: object = _option(
         _security,
         True,

@@ -123,6 +123,7 @@ class RanksBackend:
             dashboard=(str(started.dashboard[0]), int(started.dashboard[1])) if started.dashboard else None,
             token=rank.dashboard_token(record),
             node=record.node,
+            run_id=record.run_id,
             security=tls.security_for(rank.settings.security, connection.credentials),
             plan=plan,
             workers=ready.workers,

@@ -371,5 +371,11 @@ class _Agent:
         self._ranks.dismiss(code)
         if connection is not None:
             connection.close()
-        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
+        lost = connection is not None and not connection.coordinator_is_alive
+        self._rendezvous.withdraw(orphaned=lost)
+        if connection is not None and lost and self._rank.settings.join:
+            # The record for those who join, where the ranks have not met by it.
+            kept = self._rank.notes(connection.record)
+            if kept.latest() == connection.record:
+                kept.withdraw(orphaned=True)
         return code
