@@ -86,6 +86,7 @@ def _file(run: str) -> Path:
     path = Path(run)
     if path.name == run:
         path = Path(Settings.resolve({}, os.environ).rendezvous_dir) / run
+    path = path.expanduser().absolute()
     return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
 
 
@@ -107,7 +108,7 @@ def _find(file: Path) -> CoordinatorRecord:
         others = sorted(path.name.removesuffix(".json") for path in file.parent.glob("*.json"))
         there = f" Runs that can be joined there: {', '.join(others)}." if others else ""
         raise UsageError(
-            f"There is no run {name} in {file.parent.absolute()} that can be joined: it is over, or has its record elsewhere "
+            f"There is no run {name} in {file.parent} that can be joined: it is over, or has its record elsewhere "
             f"(give the path), or was not started with --join (join=True, {PREFIX}JOIN=true).{there}"
         )
     try:

@@ -236,6 +236,12 @@ class Settings:
             )
         return settings
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is other than by default, as keywords for a process elsewhere."""
+        usual = Settings()
+        return {name: getattr(self, name) for name in self.sources if getattr(self, name) != getattr(usual, name)}
+
 
 def _less(known: list[str], without: tuple[str, ...]) -> list[str]:
     return [name for name in known if name not in without]

@@ -106,7 +106,7 @@ def guest_came(name: str) -> str:
 def guest_left(name: str, node: str, *, lost: bool) -> str:
     """Say that nodes of another job have gone."""
     if lost:
-        return f"{name}, which had joined, is lost on node {node}; the run goes on without its workers"
+        return f"{name}, which had joined, is lost (on node {node}); the run goes on without its workers"
     return f"{name}, which had joined, leaves the run"
 
 

@@ -27,6 +27,7 @@ __all__ = ["DISKS", "RankContext", "Site", "close", "configured", "keep_ports", 
 
 _TERMINATE = 2.0
 _STARTS = 3
+_NEWS = 0.2
 #: Nobody looks at what each Nanny knows of the node's disks, and reading it is most of what its monitor does.
 DISKS = "distributed.admin.system-monitor.disk"
 
@@ -194,6 +195,8 @@ async def retire(servers: Sequence[Any], scheduler: str, security: Any, timeout:
     with contextlib.suppress(Exception):
         async with rpc(scheduler, connection_args=security.get_connection_args("worker")) as remote:
             await asyncio.wait_for(remote.retire_workers(workers=list(filter(None, addresses)), remove=False), timeout)
+        # The scheduler tells them so on another way: one that is ended before it hears that logs an error.
+        await asyncio.sleep(_NEWS)
 
 
 async def close(servers: Sequence[Any], timeout: float) -> None:

@@ -24,7 +24,7 @@ from ..control.messages import Failed, Hello, Message, Pause, Paused, Planned, S
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
-from ..errors import EndError, UsageError
+from ..errors import ClusterLostError, EndError, UsageError
 from ..network import reachable_host
 from ..plan import WorkerPlan, make_plan, processes_of
 from ..rendezvous import CoordinatorRecord
@@ -188,6 +188,10 @@ class _Guest:
             return self._problem.exit_code
         if self._signal:
             return 128 + self._signal
+        if not connection.coordinator_is_alive:
+            failure = ClusterLostError(
+                f"Run {run} is lost: nothing is heard any more from node {self._record.node}, which has its scheduler."
+            )
         if failure is not None and not (connection.coordinator_is_alive and self._welcome is not None):
             if self._speaks:
                 report.failure(failure)

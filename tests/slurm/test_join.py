@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from cluster_slurm import SlurmCluster
 from fault_helpers import Running
+from jobs_helpers import Login
 from run_helpers import BatchJob, Place, json_line
 
 from batchlet.rendezvous import CoordinatorRecord
@@ -77,7 +79,7 @@ def test_a_second_job_brings_its_nodes_and_takes_them_away_without_losing_a_resu
     log = place.base / "log"
     log.mkdir()
     before = place.files()
-    run = Running(place, "srun", "-N2", "-n4", "--mem=600M", sys.executable, place.script(RUN), str(log))
+    run = Running(place, "srun", "-N2", "-n4", "--exclusive", "--mem=600M", sys.executable, place.script(RUN), str(log))
     name = run_name(run)
     assert re.fullmatch(r"slurm-\S*\d+\.0", name)
     record = place.cwd / ".batchlet" / f"{name}.json"
@@ -147,3 +149,51 @@ def test_a_script_called_join_is_run_by_its_path(place: Place):
     result = place.run_only(*JOIN, "nothing")
     assert result.rc == 2
     assert "the script of that name in this directory is ./join" in result.stderr
+
+
+CLUSTER = """
+def join():
+    command = ["srun", "-N2", "--ntasks-per-node=1", "-c2", "--mem=400M", sys.executable, "-m", "batchlet", "join"]
+    return subprocess.Popen([*command, cluster.name])
+
+def guests():
+    found = {}
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = open(f"/proc/{entry}/cmdline").read().split("\\0")
+        except OSError:
+            continue
+        if "srun" not in words and words[2:5] == ["batchlet", "join", os.path.abspath(f".batchlet/{cluster.name}.json")]:
+            found[int(entry)] = int(open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1])
+    # The fork server and the workers have the same command line.
+    tops = [pid for pid, parent in found.items() if parent not in found]
+    assert len(tops) == 2, found
+    return tops
+
+with made(threads_per_worker=1) as cluster:
+    client = cluster.get_client()
+    first = join()
+    client.wait_for_workers(4, timeout=60)
+    assert client.gather(client.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+    for guest in guests():
+        os.kill(guest, signal.SIGKILL)
+    until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 10)
+    assert first.wait(30) != 0
+    second = join()
+    cluster.scale(jobs=1)
+    client.wait_for_workers(6, timeout=60)
+    assert client.gather(client.map(abs, range(-20, 0), pure=False)) == list(range(20, 0, -1))
+began = time.monotonic()
+assert second.wait(30) == 0
+print("RESULT", json.dumps(time.monotonic() - began))
+"""
+
+
+def test_nodes_of_another_job_join_a_cluster_of_jobs(cluster: SlurmCluster, place: Place):
+    result = Login(cluster, place).run(CLUSTER, timeout=120, swept=True)
+    assert result.rc == 0, result
+    assert float(json_line(result.stdout)) < 10
+    assert len(re.findall(r"job [\d.]+ joins the run", result.stderr)) == 2, result
+    assert len(re.findall("which had joined, is lost", result.stderr)) == 1, result
+    assert "is over" in result.stderr
+    assert "Traceback" not in result.stderr, result
