@@ -198,6 +198,8 @@ class RanksBackend:
         latest = None if self._launcher is not None else (self._early or self._rendezvous).latest
         connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         membership.connected(connection)
+        if rank.settings.join:
+            membership.stack.callback(lambda: connection.coordinator_is_alive or rank.remove_orphan(connection.record))
         timeline.mark("rank 0 found")
         return connection
 

@@ -374,8 +374,5 @@ class _Agent:
         lost = connection is not None and not connection.coordinator_is_alive
         self._rendezvous.withdraw(orphaned=lost)
         if connection is not None and lost and self._rank.settings.join:
-            # The record for those who join, where the ranks have not met by it.
-            kept = self._rank.notes(connection.record)
-            if kept.latest() == connection.record:
-                kept.withdraw(orphaned=True)
+            self._rank.remove_orphan(connection.record)
         return code

@@ -159,6 +159,12 @@ class Rank:
         run_id = record.run_id if record is not None else self.info.run_id
         return FileRendezvous(directory or self.settings.rendezvous_dir, run_id, self.info.node)
 
+    def remove_orphan(self, record: CoordinatorRecord) -> None:
+        """Remove the record that a dead rank 0 has left for those who join the run later; that of another run stays."""
+        kept = self.notes(record)
+        if kept.latest() == record:
+            kept.withdraw(orphaned=True)
+
 
 def unexpected(error: Exception, where: str) -> EndError:
     """Make the report of an error that nobody foresaw, with the last lines of its traceback."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from cluster_slurm import SlurmCluster
-from fault_helpers import Running
+from fault_helpers import Running, options
 from jobs_helpers import Login
 from run_helpers import BatchJob, Place, json_line
 
@@ -197,3 +198,48 @@ def test_nodes_of_another_job_join_a_cluster_of_jobs(cluster: SlurmCluster, plac
     assert len(re.findall("which had joined, is lost", result.stderr)) == 1, result
     assert "is over" in result.stderr
     assert "Traceback" not in result.stderr, result
+
+
+BLOCKS = """
+import json, sys, time
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+for block in range(2):
+    with BatchletRunner() as runner, Client(runner) as client:
+        client.wait_for_workers(runner.n_workers + 2, timeout=60)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        [address, _] = sorted(address for address, worker in workers.items() if str(worker["name"]).startswith("slurm-"))
+        print("block", block, client.submit(abs, -block, workers=[address]).result(), flush=True)
+if sys.argv[1] == "killed":
+    with BatchletRunner() as runner, Client(runner) as client:
+        client.wait_for_workers(runner.n_workers + 2, timeout=60)
+        print("ready", flush=True)
+        time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("end", ["done", "killed"])
+def test_a_run_that_batchlet_has_started_itself_is_joined_for_all_its_blocks(place: Place, end: str):
+    before = place.files()
+    # Its ranks meet through a pipe: the record is there for guests alone. One of its tasks is the script itself.
+    run = Running(
+        place, "salloc", "-N1", "--exclusive", sys.executable, place.script(BLOCKS), end, env=options(join="true")
+    )
+    name = run_name(run)
+    record = place.cwd / ".batchlet" / f"{name}.json"
+    assert record.stat().st_mode & 0o777 == 0o600
+    guest = Running(place, "srun", "-N1", "-n2", "-c1", "--mem-per-cpu=300M", *JOIN, name, name="guest-")
+    if end == "killed":
+        run.wait_for("ready", 60)
+        run.rank(0).kill()
+    code = 81 if end == "killed" else 0
+    assert run.process.wait(60) == code, run.stderr
+    assert "block 0 0\nblock 1 1\n" in run.stdout, f"{run.stdout}\n{run.stderr}\n{guest.stderr}"
+    assert guest.process.wait(20) == code, guest.stderr
+    assert len([line for line in guest.stderr.splitlines() if line.startswith("batchlet: ")]) == 2, guest.stderr
+    assert "Traceback" not in guest.stderr
+    for scratch in place.tmp.glob("batchlet-*") if end == "killed" else ():
+        # Slurm has killed the agent of the only rank, and what removes its scratch.
+        shutil.rmtree(scratch)
+    place.assert_nothing_left(before, run.stderr)
