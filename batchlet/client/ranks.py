@@ -199,7 +199,7 @@ class RanksBackend:
         connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         membership.connected(connection)
         if rank.settings.join:
-            membership.stack.callback(lambda: connection.coordinator_is_alive or rank.remove_orphan(connection.record))
+            membership.stack.callback(_tidy_up, rank, connection)
         timeline.mark("rank 0 found")
         return connection
 
@@ -298,6 +298,12 @@ class RanksBackend:
     def abandon(self, code: int) -> None:
         """See the protocol."""
         self._rendezvous.abandon(code)
+
+
+def _tidy_up(rank: Rank, connection: Connection) -> None:
+    """Remove what a rank 0 that is lost has left for those who join the run."""
+    if not connection.coordinator_is_alive:
+        rank.remove_orphan(connection.record)
 
 
 def _choose(rank: Rank, early: EarlyClient | None) -> Rendezvous:

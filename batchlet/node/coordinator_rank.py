@@ -15,9 +15,10 @@ from .. import report
 from ..control.coordinator import Coordinator, CoordinatorConfig
 from ..control.signals import handled
 from ..errors import EndError, NetworkError
-from ..network import reachable_host
+from ..network import LOOPBACK, reachable_host
 from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous
 from ..security import Credentials
+from ..settings import PREFIX
 from ..timeline import mark
 from ..versions import versions
 from . import inputs
@@ -154,7 +155,12 @@ class CoordinatorRank:
         """All have read the record: whatever ends the run, it will not be left behind, unless others are to come later."""
         if not self._rank.settings.join:
             self._rendezvous.withdraw()
-        elif not isinstance(self._rendezvous, FileRendezvous):
+            return
+        if self._record.host == LOOPBACK:
+            report.note(
+                f"other jobs cannot join this run of one node: set {PREFIX}JOIN=true, which is known early enough"
+            )
+        if not isinstance(self._rendezvous, FileRendezvous):
             # The ranks have met in another way; those who come have a file alone.
             self._kept = self._rank.notes(self._record)
             try:
