@@ -100,14 +100,14 @@ def died_between(what: str, node: str) -> str:
 
 def guest_came(name: str) -> str:
     """Say that another job brings its nodes."""
-    return f"{name} joins the run with its workers"
+    return f"{name} joins with its workers"
 
 
 def guest_left(name: str, node: str, *, lost: bool) -> str:
     """Say that nodes of another job have gone."""
     if lost:
         return f"{name}, which had joined, is lost (on node {node}); the run goes on without its workers"
-    return f"{name}, which had joined, leaves the run"
+    return f"{name}, which had joined, has left"
 
 
 def missing_parts(

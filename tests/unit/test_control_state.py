@@ -280,7 +280,7 @@ def test_a_guest_hears_what_agents_hear_and_nobody_waits_for_its_workers():
     assert world.state.phase == RUNNING
     ready = m.Ready(workers=2, threads=(2, 2), memory=(GIB, GIB), nodes=2)
     assert world.told[peer] == [WELCOME, STARTED, ready]
-    assert e.NoteLoss("job 9.0 joins the run with its workers") in world.actions
+    assert e.NoteLoss("job 9.0 joins with its workers") in world.actions
     # The scheduler stays until a guest's workers are gone, too.
     world.says("1", m.Done())
     for rank in (2, 3):
