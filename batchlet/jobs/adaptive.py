@@ -65,13 +65,13 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         self._surplus += 1
         if self._surplus < self.wait_count:
             return
-        leaving = await self._leaving(surplus, wanted)
+        leaving = await self._leaving(surplus)
         if leaving:
             self._surplus = 0
             self._note("down", wanted)
             cluster.let_go(leaving)
 
-    async def _leaving(self, surplus: int, wanted: int) -> list[str]:
+    async def _leaving(self, surplus: int) -> list[str]:
         """Choose who goes: first those that have been waiting for long, then those that have the least to do."""
         cluster, records = self.cluster, self.cluster.keeper.book.records
         absent = [name for name in cluster.worker_spec if name not in records or not records[name].hosts]
@@ -81,9 +81,8 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         # What waits and may not go yet is there soon, and then there is one too many of the others, or not.
         rest = surplus - len(absent)
         if rest > 0:
-            names = await self.scheduler.workers_to_close(
-                target=wanted * cluster.workers_per_job, key=pickle.dumps(self.worker_key), attribute="name"
-            )
+            # All of them in this order: workers that have joined from elsewhere are among them, and never go.
+            names = await self.scheduler.workers_to_close(target=0, key=pickle.dumps(self.worker_key), attribute="name")
             jobs = dict.fromkeys(str(name).rpartition("-")[0] for name in names)
             leaving += [name for name in jobs if name in cluster.worker_spec and name not in leaving][:rest]
         return leaving

@@ -241,7 +241,7 @@ def test_a_run_of_one_node_is_joined_for_all_its_blocks_and_its_guests_see_its_e
     code = 81 if end == "killed" else 0
     assert run.process.wait(60) == code, run.stderr
     assert "block 0 0\nblock 1 1\n" in run.stdout, f"{run.stdout}\n{run.stderr}\n{guest.stderr}"
-    assert guest.process.wait(60) == code, guest.stderr
+    assert guest.process.wait(20) == code, guest.stderr
     assert len([line for line in guest.stderr.splitlines() if line.startswith("batchlet: ")]) == 2, guest.stderr
     assert "Traceback" not in guest.stderr
     for scratch in place.tmp.glob("batchlet-*") if end == "killed" else ():

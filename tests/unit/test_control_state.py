@@ -614,6 +614,10 @@ STEPS = {
     "the client begins": lambda world: world.says("1", m.Begin(LAUNCH)),
     "the client finishes": lambda world: world.says("1", m.Finish()),
     **{f"agent-{rank} pauses": lambda world, rank=rank: world.says(f"agent-{rank}", m.Paused()) for rank in RANKS},
+    "a guest enters": lambda world: "n7" in world.connected or guest(world),
+    "a guest dies": lambda world: world.leave("n7"),
+    "a guest takes leave": lambda world: world.says("n7", m.Closed()),
+    "a guest pauses": lambda world: world.says("n7", m.Paused()),
     "a question": lambda world: world.says("agent-2", m.Ping()),
     **{f"timer {name}": lambda world, name=name: world.fire(name) for name in TIMERS},
 }
