@@ -23,6 +23,7 @@ from ..control.messages import (
 )
 from ..dask_import import quicker_import
 from ..errors import EndError, InputError, UsageError
+from ..network import LOOPBACK
 from ..node import inputs
 from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import AgentBeside, Options
@@ -123,7 +124,7 @@ class RanksBackend:
             dashboard=(str(started.dashboard[0]), int(started.dashboard[1])) if started.dashboard else None,
             token=rank.dashboard_token(record),
             node=record.node,
-            run_id=record.run_id,
+            run_id=record.run_id if record.host != LOOPBACK else None,
             security=tls.security_for(rank.settings.security, connection.credentials),
             plan=plan,
             workers=ready.workers,

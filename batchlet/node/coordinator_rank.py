@@ -153,13 +153,15 @@ class CoordinatorRank:
 
     def met(self) -> None:
         """All have read the record: whatever ends the run, it will not be left behind, unless others are to come later."""
-        if not self._rank.settings.join:
+        join, alone = self._rank.settings.join, self._record.host == LOOPBACK
+        if join and alone:
+            # `batchlet.early` has listened before the script could say so.
+            report.note(
+                f"other jobs cannot join this run of one node: that takes {PREFIX}JOIN=true, set before the start"
+            )
+        if alone or not join:
             self._rendezvous.withdraw()
             return
-        if self._record.host == LOOPBACK:
-            report.note(
-                f"other jobs cannot join this run of one node: set {PREFIX}JOIN=true, which is known early enough"
-            )
         if not isinstance(self._rendezvous, FileRendezvous):
             # The ranks have met in another way; those who come have a file alone.
             self._kept = self._rank.notes(self._record)

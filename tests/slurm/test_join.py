@@ -234,7 +234,8 @@ def test_a_run_of_one_node_is_joined_for_all_its_blocks_and_its_guests_see_its_e
     name = run_name(run)
     record = place.cwd / ".batchlet" / f"{name}.json"
     assert record.stat().st_mode & 0o777 == 0o600
-    guest = Running(place, "srun", "-N1", "-n2", "-c1", "--mem-per-cpu=300M", *JOIN, name, name="guest-")
+    # Three tasks, two workers (workers_per_node).
+    guest = Running(place, "srun", "-N1", "-n3", "-c1", "--mem-per-cpu=300M", *JOIN, name, name="guest-")
     if end == "killed":
         run.wait_for("ready", 60)
         run.rank(0).kill()
