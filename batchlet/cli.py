@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import report
+from . import joining, report
 from .client.default_client import default_client
 from .client.refusal import refuse_alone
 from .client.session import Session
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; the program's own exit code comes as `SystemExit`.
     """
-    line = parse(sys.argv[1:] if argv is None else argv, os.environ)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [joining.COMMAND]:
+        return joining.main(arguments[1:])
+    line = parse(arguments, os.environ)
     if line.program is None or line.plan:
         return _show_plan(line.options, as_json=line.as_json)
     return _run(line.program, line.options)

@@ -12,7 +12,7 @@ from .environments import first_process
 from .program import Program
 from .settings import PREFIX, SWITCH_VALUES, Settings
 
-__all__ = ["CommandLine", "make_parser", "parse", "split"]
+__all__ = ["CommandLine", "Parser", "make_parser", "parse", "split"]
 
 _EPILOG = f"""\
 The script needs no change: Client() without arguments and .compute() use the cluster. It runs once, on rank 1;
@@ -24,6 +24,7 @@ examples:
   srun -n 12 python -m batchlet script.py        one scheduler, one client, ten workers
   mpirun -n 12 python -m batchlet script.py      the same without Slurm
   python -m batchlet script.py                   in a batch script: on all its nodes; on a laptop: here
+  python -m batchlet join RUN                    in another job: its nodes come on top (of a run with --join)
   python -m batchlet --plan                      what would be started here, and why
 """
 _FLAGS = ("--plan", "--json", "--help", "-h", "--version")
@@ -75,7 +76,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> CommandLine:
     return CommandLine({name: value for name, value in given.items() if value is not None}, program, plan, as_json)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser that speaks once for all ranks."""
 
     speaks = True
@@ -87,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     """Make the parser of our own options, all fields of `Settings` and a few more."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m batchlet",
         usage="%(prog)s [options] (script.py | -m module | -c code) [arguments]",
         description="Make one Dask cluster of the processes that srun or mpirun started, and run a script on it.",

@@ -144,6 +144,9 @@ class Settings:
     rendezvous_dir: str = _option(
         filled_text, ".batchlet", "directory on a file system that all nodes share, in which the ranks meet"
     )
+    join: bool = _option(
+        flag, False, "whether other jobs may bring their nodes while the run is under way: python -m batchlet join RUN"
+    )
     security: object = _option(
         _security,
         True,
@@ -259,6 +262,12 @@ class Settings:
                 "else uses the network and the nodes, or leave the protocol out."
             )
         return settings
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is other than by default, as keywords for a process elsewhere."""
+        usual = Settings()
+        return {name: getattr(self, name) for name in self.sources if getattr(self, name) != getattr(usual, name)}
 
 
 def _less(known: list[str], without: tuple[str, ...]) -> list[str]:

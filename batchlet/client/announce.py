@@ -13,6 +13,7 @@ from ..errors import EndError
 from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
+from ..settings import Settings
 from .backend import Backend, StartInfo
 
 __all__ = ["advice", "announce", "dashboard_at", "dashboard_link", "dashboard_tunnel"]
@@ -42,6 +43,8 @@ def announce(backend: Backend, start: StartInfo) -> None:
         secure=rank.settings.security is not False,
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
     )
+    if rank.settings.join and start.run_id is not None:
+        report.note(f"more nodes: python -m batchlet join {shlex.quote(_record_of(rank, start.run_id))}")
 
 
 def advice(rank: Rank) -> str:
@@ -78,6 +81,12 @@ def _tell_owner(backend: Backend, lines: list[str | None]) -> str:
     with contextlib.suppress(ValueError, OSError):
         path = path.relative_to(Path.cwd())
     return f"cat {shlex.quote(str(path))}"
+
+
+def _record_of(rank: Rank, run_id: str) -> str:
+    """Name the record of a run as `python -m batchlet join` takes it: by the run's name where that is found by itself."""
+    usual, ours = Settings().rendezvous_dir, rank.settings.rendezvous_dir
+    return run_id if ours == usual else str(Path(ours).expanduser().absolute() / f"{run_id}.json")
 
 
 def dashboard_tunnel(rank: Rank, start: StartInfo) -> str | None:

@@ -41,6 +41,8 @@ class StartInfo:
         How many.
     threads, memory : tuple of int
         The least and the most of one worker; memory in bytes.
+    run_id : str, optional
+        Name of the run, by which others can join it; `None` where nobody can.
     """
 
     address: str
@@ -53,6 +55,7 @@ class StartInfo:
     nodes: int
     threads: tuple[int, int]
     memory: tuple[int, int]
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)

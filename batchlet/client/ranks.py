@@ -24,6 +24,7 @@ from ..control.messages import (
 )
 from ..dask_import import quicker_import
 from ..errors import EndError, InputError, UsageError
+from ..network import LOOPBACK
 from ..node import inputs
 from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import AgentBeside, Options
@@ -128,6 +129,7 @@ class RanksBackend:
             dashboard=(str(started.dashboard[0]), int(started.dashboard[1])) if started.dashboard else None,
             token=rank.dashboard_token(record),
             node=record.node,
+            run_id=record.run_id if record.host != LOOPBACK else None,
             security=tls.security_for(rank.settings.security, connection.credentials),
             plan=plan,
             workers=ready.workers,
@@ -202,6 +204,8 @@ class RanksBackend:
         latest = None if self._launcher is not None else (self._early or self._rendezvous).latest
         connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         membership.connected(connection)
+        if rank.settings.join:
+            membership.stack.callback(_tidy_up, rank, connection)
         timeline.mark("rank 0 found")
         return connection
 
@@ -300,6 +304,12 @@ class RanksBackend:
     def abandon(self, code: int) -> None:
         """See the protocol."""
         self._rendezvous.abandon(code)
+
+
+def _tidy_up(rank: Rank, connection: Connection) -> None:
+    """Remove what a rank 0 that is lost has left for those who join the run."""
+    if not connection.coordinator_is_alive:
+        rank.remove_orphan(connection.record)
 
 
 def _choose(rank: Rank, early: EarlyClient | None) -> Rendezvous:

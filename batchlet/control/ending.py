@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import EndError, StartTimeoutError
+from ..errors import EndError, StartTimeoutError, VersionMismatchError
 from ..plan import CLIENT, SCHEDULER, WORKER
 from . import events as e
 from . import messages as m
+from .guests import GUEST
 from .outbox import Outbox
-from .roster import Roster
+from .roster import Peer, Roster
 
 __all__ = ["FAILED", "IDLE", "LINGER", "PAUSE", "PAUSING", "RUNNING", "STARTING", "STOP", "STOPPING", "STUCK", "Ending"]
 
@@ -57,6 +58,10 @@ class Ending:
     def _over(self) -> bool:
         return self._phase in (STOPPING, FAILED)
 
+    def _hosts(self) -> list[Peer]:
+        """Those that have workers: the agents of the run's nodes, and guests."""
+        return self._roster.connected(WORKER) + self._roster.connected(GUEST)
+
     def _fail(self, error: EndError) -> None:
         if self._over:
             return
@@ -65,12 +70,19 @@ class Ending:
         self._out.broadcast(m.Failed.of(error))
         self._timed(LINGER, _LINGER_SECONDS)
 
+    def _refuse(self, peer: Peer, text: str) -> None:
+        """End with somebody who has other versions: the run with one of its own, nothing but the guest with a guest."""
+        if peer.role == GUEST:
+            self._out.send([peer], m.Failed.of(VersionMismatchError(text)))
+        else:
+            self._fail(VersionMismatchError(text))
+
     def _pause(self) -> None:
         self._phase = PAUSING
         self._out.tell_scheduler(m.Stopping())
-        for peer in self._roster.connected(WORKER):
+        for peer in self._hosts():
             peer.paused = False
-        self._out.send(self._roster.connected(WORKER), m.Pause())
+        self._out.send(self._hosts(), m.Pause())
         self._timed(PAUSE, self._stop_timeout)
 
     def _say_over(self) -> None:
@@ -97,11 +109,11 @@ class Ending:
         """See whether those have left for whom the end waits."""
         if self._ending:
             return
-        if self._phase == PAUSING and all(peer.paused for peer in self._roster.connected(WORKER)):
+        if self._phase == PAUSING and all(peer.paused for peer in self._hosts()):
             self._say_over()
         # Before the first block agents may be on their way, who must hear that there will be none.
         all_came = self._block > 0 or not self._roster.without_agent(range(2, self._ranks))
-        if self._phase == STOPPING and all_came and not self._roster.connected(WORKER):
+        if self._phase == STOPPING and all_came and not self._hosts():
             # The client leaves last: it waits for the coordinator's last word.
             self._say_closed()
         # After the deadline nobody is waited for who has not come: they had their time.

@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ClusterLostError, StartTimeoutError, VersionMismatchError, error_named, terminated
+from ..errors import ClusterLostError, StartTimeoutError, error_named, terminated
 from ..plan import CLIENT, SCHEDULER
 from . import events as e
 from . import messages as m
 from . import wording
 from .ending import FAILED, IDLE, LINGER, PAUSE, PAUSING, RUNNING, STARTING, STOP, STOPPING, STUCK, Ending
 from .events import Rules
+from .guests import GUEST, Guests
 from .pulse import Pulse
 from .roster import Peer
 
@@ -67,6 +68,7 @@ class State(Ending):
         self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
+        self._guests = Guests(self._roster, self._out)
 
     def advance(self, event: e.Event) -> tuple[e.Action, ...]:
         """Draw the conclusions from what has happened.
@@ -129,8 +131,7 @@ class State(Ending):
         elif self._phase == STOPPING:
             self._out.send([peer], m.Stop())
         elif self._versions != hello.versions:
-            text = wording.other_versions(peer.name, peer.node, hello.versions, self._versions)
-            self._fail(VersionMismatchError(text))
+            self._refuse(peer, wording.other_versions(peer.name, peer.node, hello.versions, self._versions))
         elif peer.role != SCHEDULER:
             if self._signal is not None:
                 self._out.send([peer], self._signal)
@@ -143,6 +144,8 @@ class State(Ending):
     def _hear(self, peer: Peer, message: m.Message) -> None:
         if peer.role == SCHEDULER:
             self._hear_scheduler(message)
+        if self._guests.hear(peer, message):
+            return
         match message:
             case m.Ping():
                 self._out.send([peer], m.Pong())
@@ -202,6 +205,10 @@ class State(Ending):
                 self._scheduler_lost(None)
         elif self._over:
             pass
+        elif peer.role == GUEST:
+            self._guests.leave(peer, lost=lost)
+            if self._phase == RUNNING and not self._guests.and_all_others:
+                self._fail(ClusterLostError(f"{peer.name}, which had joined, has left; no worker is left."))
         elif peer.role == CLIENT:
             if self._roster.connected(CLIENT):
                 # It has another connection: that by which it was known before its first block is of no use any more.
@@ -224,7 +231,7 @@ class State(Ending):
         if self._phase == STARTING:
             self._died_at_start(participants, peer.node)
             return
-        left = len(self._roster.workers())
+        left = self._guests.and_all_others
         text = wording.died_with_workers(f"{wording.called_together(participants)} on node {peer.node}", len(gone))
         if left < max(1, self._rules.quorum(left + len(gone)) or 1):
             self._fail(ClusterLostError(f"{text}; {wording.workers_counted(left)} left."))

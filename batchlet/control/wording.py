@@ -14,6 +14,8 @@ __all__ = [
     "died_at_start",
     "died_between",
     "died_with_workers",
+    "guest_came",
+    "guest_left",
     "incomplete",
     "missing_parts",
     "other_versions",
@@ -94,6 +96,18 @@ def died_with_workers(where: str, gone: int) -> str:
 def died_between(what: str, node: str) -> str:
     """Say that ranks have died while there was no block."""
     return f"{what} on node {node} died after a block; there is none of its workers in the next one"
+
+
+def guest_came(name: str) -> str:
+    """Say that another job brings its nodes."""
+    return f"{name} joins with its workers"
+
+
+def guest_left(name: str, node: str, *, lost: bool) -> str:
+    """Say that nodes of another job have gone."""
+    if lost:
+        return f"{name}, which had joined, is lost (on node {node}); the run goes on without its workers"
+    return f"{name}, which had joined, has left"
 
 
 def missing_parts(

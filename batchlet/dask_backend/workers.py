@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.config
+from distributed import rpc
 
 from ..node.wait import AGENT_ENVIRONMENT
 from . import rank_preload
@@ -22,10 +23,11 @@ from .compat.tls_connections import limited_handshakes
 from .logs import expect_death
 from .tuning import intervals
 
-__all__ = ["DISKS", "RankContext", "Site", "close", "configured", "keep_ports", "start"]
+__all__ = ["DISKS", "RankContext", "Site", "close", "configured", "keep_ports", "retire", "start"]
 
 _TERMINATE = 2.0
 _STARTS = 3
+_NEWS = 0.2
 #: Nobody looks at what each Nanny knows of the node's disks, and reading it is most of what its monitor does.
 DISKS = "distributed.admin.system-monitor.disk"
 
@@ -173,6 +175,28 @@ def keep_ports(servers: Sequence[Any]) -> None:
     for server in servers:
         for nanny in dask_internals.nannies_of(server):
             dask_internals.keep_port(nanny)
+
+
+async def retire(servers: Sequence[Any], scheduler: str, security: Any, timeout: float) -> None:
+    """Have what workers have computed brought to others, for as long as that may take; they get no more to do.
+
+    Parameters
+    ----------
+    servers : sequence
+        What runs the workers.
+    scheduler : str
+        Address of the scheduler.
+    security : distributed.Security
+        The run's credentials.
+    timeout : float
+        Seconds.
+    """
+    addresses = [nanny.worker_address for server in servers for nanny in dask_internals.nannies_of(server)]
+    with contextlib.suppress(Exception):
+        async with rpc(scheduler, connection_args=security.get_connection_args("worker")) as remote:
+            await asyncio.wait_for(remote.retire_workers(workers=list(filter(None, addresses)), remove=False), timeout)
+        # The scheduler tells them so on another way: one that is ended before it hears that logs an error.
+        await asyncio.sleep(_NEWS)
 
 
 async def close(servers: Sequence[Any], timeout: float) -> None:

@@ -128,12 +128,9 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
             leaving += sorted(idle, key=lambda name: sum(state.nbytes for state in workers[name]))[:rest]
         over = len(cluster.worker_spec) - len(leaving) - self.maximum
         if over > 0:
-            # The user wants fewer than there are, whatever they are doing.
-            names = await self.scheduler.workers_to_close(
-                target=int(self.maximum) * cluster.workers_per_job,
-                key=pickle.dumps(self.worker_key),
-                attribute="name",
-            )
+            # The user wants fewer than there are, whatever they are doing. All of them in this order: workers that have joined
+            # from elsewhere are among them, and never go.
+            names = await self.scheduler.workers_to_close(target=0, key=pickle.dumps(self.worker_key), attribute="name")
             jobs = dict.fromkeys(str(name).rpartition("-")[0] for name in names)
             busy = [name for name in jobs if name in cluster.worker_spec and name not in leaving]
             leaving += busy[: int(over)]

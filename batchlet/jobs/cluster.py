@@ -164,6 +164,7 @@ class BatchletCluster(KeptCluster):
         if self.status != Status.closed and not self.keeper.is_closing:
             hush()
             await self.keeper.cancel_waiting()
+            await self.keeper.dismiss_guests()
             await super()._close()
             await self.keeper.close()
         else:

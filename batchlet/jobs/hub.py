@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..control.door import Door
+from ..control.guests import GUEST, GuestBook
 from ..control.handshake import receive, run_loop
 from ..control.messages import (
     Closed,
@@ -21,20 +23,23 @@ from ..control.messages import (
     Message,
     Orders,
     Ping,
+    Planned,
     Pong,
     Remaining,
     ReportFailure,
+    SchedulerStarted,
     Serving,
     Signalled,
     Stop,
     Told,
+    Welcome,
     encode,
 )
 from ..errors import VersionMismatchError
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Ends", "Event", "Failure", "Hub", "News", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -95,6 +100,14 @@ class Went(Event):
     orderly: bool
 
 
+@dataclass(frozen=True)
+class Guest(Event):
+    """A node of another job has joined the cluster, or gone; these workers have gone, and this the user is to know."""
+
+    gone: tuple[str, ...] = ()
+    text: str | None = None
+
+
 class Hub:
     """Where the agents of all jobs come in.
 
@@ -109,6 +122,9 @@ class Hub:
     orders : callable
         Gives the orders for a node of a job, by the job's name and the number of the node among those that have come; `None`
         where the job is not wanted any more. Called in the hub's thread.
+    welcome : callable
+        Gives what a guest is to know, options and more as `Welcome` has them, and the address of the scheduler. Called in the
+        hub's thread.
     on_event : callable
         Gets each `Event`. Called in the hub's thread.
     """
@@ -119,15 +135,22 @@ class Hub:
         secret: str,
         credentials: Credentials | None,
         orders: Callable[[str, int], str | None],
+        welcome: Callable[[], tuple[str, str]],
         on_event: Callable[[Event], object],
     ) -> None:
         self._place = (host, secret, credentials)
         self._orders = orders
+        self._welcome = welcome
         self._on_event = on_event
         self._versions = versions()
         # By job: the connection to the agent of each of its nodes, by that node's number.
         self._agents: dict[str, dict[int, asyncio.StreamWriter]] = {}
         self._stopped: set[str] = set()
+        self._book = GuestBook()
+        # Nodes of other jobs; `None` once there are to be no more.
+        self._guests: dict[int, asyncio.StreamWriter] | None = {}
+        self._guests_gone = asyncio.Event()
+        self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=run_loop, args=(self._loop,), name="batchlet-hub", daemon=True)
@@ -141,6 +164,11 @@ class Hub:
     def broadcast(self, message: Message) -> None:
         """Tell all agents something."""
         self._later(self._send_all, message)
+
+    def dismiss_guests(self, timeout: float) -> None:
+        """Have nodes of other jobs leave the cluster, and wait for that so many seconds."""
+        with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
+            asyncio.run_coroutine_threadsafe(self._dismiss_guests(), self._loop).result(timeout)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close all connections and end the thread; does nothing the second time."""
@@ -169,7 +197,11 @@ class Hub:
         problem = self._mismatch(hello)
         if problem is not None:
             self._write(writer, Failed.of(problem))
-            self._on_event(Failure(job, node, str(problem)))
+            if hello.role != GUEST:
+                self._on_event(Failure(job, node, str(problem)))
+            return
+        if hello.role == GUEST:
+            await self._serve_guest(job, node, reader, writer)
             return
         agents = self._agents.setdefault(job, {})
         number = next(number for number in range(len(agents) + 1) if number not in agents)
@@ -190,6 +222,43 @@ class Hub:
         finally:
             del agents[number]
             self._on_event(Went(job, node, number, orderly))
+
+    async def _serve_guest(
+        self, job: str, node: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Hear what a node of another job has to say, for as long as it is there."""
+        if self._guests is None:
+            self._write(writer, Stop())
+            with contextlib.suppress(OSError):
+                await writer.drain()
+            return
+        guests, number, lost = self._guests, next(self._numbers), True
+        guests[number] = writer
+        launch, scheduler = self._welcome()
+        self._write(writer, Welcome({}, launch))
+        self._write(writer, SchedulerStarted(scheduler))
+        try:
+            while (message := await receive(reader)) is not None:
+                match message:
+                    case Ping():
+                        self._write(writer, Pong())
+                    case Planned(_, workers):
+                        self._on_event(Guest(job, node, text=self._book.came(number, job, workers)))
+                    case Closed():
+                        lost = False
+        finally:
+            del guests[number]
+            gone, text = self._book.left(number, job, node, lost=lost)
+            self._on_event(Guest(job, node, gone, text if self._guests is not None else None))
+            if self._guests is None and not guests:
+                self._guests_gone.set()
+
+    async def _dismiss_guests(self) -> None:
+        guests, self._guests = self._guests, None
+        for writer in (guests or {}).values():
+            self._write(writer, Stop())
+        if guests:
+            await self._guests_gone.wait()
 
     def _hear(self, job: str, node: str, message: Message, writer: asyncio.StreamWriter) -> None:
         match message:

@@ -21,7 +21,6 @@ from ..errors import RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
-from ..settings import Settings
 from . import hub as h
 from . import record as r
 from .custodian import Custodian
@@ -65,6 +64,7 @@ class JobKeeper:
         self.credentials = Credentials.generate() if settings.security is True else None
         self._system = options.system
         self._options = options
+        self._given = settings.given
         self._cluster = cluster
         self._rendezvous = FileRendezvous(settings.rendezvous_dir, run_id, os.uname().nodename)
         self.record = str(self._rendezvous.directory / f"{run_id}.json")
@@ -118,7 +118,7 @@ class JobKeeper:
         self._loop = asyncio.get_running_loop()
         self._custodian = Custodian(self._desk.environ)
         self._custodian.files([self.record, *([self.logs] if self.logs else []), f"{self._rendezvous.directory}/"])
-        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._heard)
+        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self._heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
         self._published = CoordinatorRecord(
@@ -149,6 +149,11 @@ class JobKeeper:
         self.prepare()
         if self._rendezvous.latest() is None:
             self._rendezvous.publish(self._published)
+
+    async def dismiss_guests(self) -> None:
+        """Have nodes of other jobs leave, while the scheduler is there."""
+        if self._hub is not None:
+            await self._loop.run_in_executor(None, self._hub.dismiss_guests, self._options.settings.stop_timeout)
 
     async def cancel_waiting(self) -> None:
         """Cancel the jobs that have not begun, before others end and make room for them."""
@@ -258,7 +263,7 @@ class JobKeeper:
             return None
         return inputs.to_text(
             inputs.for_agent(
-                _unusual(self._options.settings),
+                self._given,
                 time.monotonic(),
                 scheduler=self._cluster.scheduler_contact,
                 names=size.names(name, number),
@@ -269,6 +274,10 @@ class JobKeeper:
                 others=self._others,
             )
         )
+
+    def _welcome(self) -> tuple[str, str]:
+        """Give what a node of another job is to know; in the hub's thread."""
+        return inputs.to_text(inputs.for_agent(self._given, time.monotonic())), self._cluster.scheduler_contact
 
     def _heard(self, event: h.Event) -> None:
         """Take in what has happened; in the hub's thread."""
@@ -287,6 +296,10 @@ class JobKeeper:
                 self.book.ends(name, now + seconds)
             case h.News(_, _, text):
                 report.note(f"{title} on node {node}: {text}")
+            case h.Guest(_, _, gone, said):
+                self._cluster.lose(list(gone))
+                if said is not None:
+                    report.note(said)
             case h.Failure(_, _, text):
                 self._follow(self.book.failed(name, node, text))
             case h.Warned():
@@ -342,16 +355,6 @@ class JobKeeper:
     def _tail(self, name: str) -> str:
         directory, job_id = self.logs or self._options.keywords.get("log_directory"), self.book.records[name].job_id
         return _end_of_log(directory, job_id) if directory and job_id else ""
-
-
-def _unusual(settings: Settings) -> dict[str, Any]:
-    """Give the options that are not as they are by default."""
-    usual = Settings()
-    return {
-        option: getattr(settings, option)
-        for option in settings.sources
-        if getattr(settings, option) != getattr(usual, option)
-    }
 
 
 def _end_of_log(directory: str, job_id: str) -> str:

@@ -371,5 +371,8 @@ class _Agent:
         self._ranks.dismiss(code)
         if connection is not None:
             connection.close()
-        self._rendezvous.withdraw(orphaned=connection is not None and not connection.coordinator_is_alive)
+        lost = connection is not None and not connection.coordinator_is_alive
+        self._rendezvous.withdraw(orphaned=lost)
+        if connection is not None and lost and self._rank.settings.join:
+            self._rank.remove_orphan(connection.record)
         return code

@@ -15,9 +15,10 @@ from .. import report
 from ..control.coordinator import Coordinator, CoordinatorConfig
 from ..control.signals import handled
 from ..errors import EndError, NetworkError
-from ..network import reachable_host
-from ..rendezvous import CoordinatorRecord, Rendezvous
+from ..network import LOOPBACK, reachable_host
+from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous
 from ..security import Credentials
+from ..settings import PREFIX
 from ..timeline import mark
 from ..versions import versions
 from . import inputs
@@ -72,6 +73,8 @@ class CoordinatorRank:
         )
         self._failure: EndError | None = None
         self._block: SchedulerBlock | None = None
+        # The record for those who join later, where the ranks have none in a file.
+        self._kept: FileRendezvous | None = None
         self._over = threading.Event()
         # What the user asks for in the next block, as `batchlet.node.inputs.to_text` has it; `None` at the end of the run.
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -149,8 +152,23 @@ class CoordinatorRank:
     # What the coordinator has its owner do, in its own thread
 
     def met(self) -> None:
-        """All have read the record: whatever ends the run, it will not be left behind."""
-        self._rendezvous.withdraw()
+        """All have read the record: whatever ends the run, it will not be left behind, unless others are to come later."""
+        join, alone = self._rank.settings.join, self._record.host == LOOPBACK
+        if join and alone:
+            # `batchlet.early` has listened before the script could say so.
+            report.note(
+                f"other jobs cannot join this run of one node: that takes {PREFIX}JOIN=true, set before the start"
+            )
+        if alone or not join:
+            self._rendezvous.withdraw()
+            return
+        if not isinstance(self._rendezvous, FileRendezvous):
+            # The ranks have met in another way; those who come have a file alone.
+            self._kept = self._rank.notes(self._record)
+            try:
+                self._kept.publish(self._record)
+            except EndError as error:
+                report.note(f"other jobs cannot join this run: {error}")
 
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
@@ -191,6 +209,8 @@ class CoordinatorRank:
 
     def _tidy_up(self) -> None:
         self._rendezvous.withdraw()
+        if self._kept is not None:
+            self._kept.withdraw()
         # The note of a client that was killed.
         with contextlib.suppress(EndError):
             self._rank.notes(self._record).remove_note()

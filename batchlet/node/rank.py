@@ -139,8 +139,9 @@ class Rank:
         return make_plan(self.info, node_resources(grant, host or read_host(), figure), self.settings)
 
     def reachable_host(self) -> str:
-        """Address of this node; see `batchlet.network.reachable_host`."""
-        return reachable_host(self.info.node, self.info.nodes, self.settings.interface)
+        """Address of this node; see `batchlet.network.reachable_host`. Other nodes may join a run that has one."""
+        nodes = max(2, self.info.nodes) if self.settings.join else self.info.nodes
+        return reachable_host(self.info.node, nodes, self.settings.interface)
 
     def dashboard_token(self, record: CoordinatorRecord) -> str | None:
         """The secret part of the dashboard's address; `None` where the dashboard is open."""
@@ -158,6 +159,12 @@ class Rank:
         """
         run_id = record.run_id if record is not None else self.info.run_id
         return FileRendezvous(directory or self.settings.rendezvous_dir, run_id, self.info.node)
+
+    def remove_orphan(self, record: CoordinatorRecord) -> None:
+        """Remove the record that a dead rank 0 has left for those who join the run later; that of another run stays."""
+        kept = self.notes(record)
+        if kept.latest() == record:
+            kept.withdraw(orphaned=True)
 
 
 def unexpected(error: Exception, where: str) -> EndError:

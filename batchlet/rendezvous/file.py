@@ -156,6 +156,25 @@ class FileRendezvous(Rendezvous):
             f"why) or the directory is not shared between the nodes. {_HINT}"
         )
 
+    def look(self) -> tuple[CoordinatorRecord | None, str]:
+        """Look for the record once, for a run that is under way already.
+
+        Returns
+        -------
+        record : CoordinatorRecord or None
+            The record.
+        problem : str
+            What is there instead, where something is.
+
+        Raises
+        ------
+        RendezvousError
+            If the directory is not one that only this user can use.
+        """
+        self._refresh(self.directory)
+        self._check_owner()
+        return self._read()
+
     def latest(self) -> CoordinatorRecord | None:
         """See the base class."""
         self._refresh(self.directory)

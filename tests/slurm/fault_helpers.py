@@ -41,11 +41,11 @@ def options(**values: object) -> dict[str, str]:
 class Running:
     """A program under way: what it has printed so far, its processes by rank, and its end."""
 
-    def __init__(self, place: Place, *command: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, place: Place, *command: str, env: Mapping[str, str] | None = None, name: str = "") -> None:
         self.place = place
         self.command = command
         self.began = self.struck = time.monotonic()
-        self._out, self._err = place.base / "out", place.base / "err"
+        self._out, self._err = place.base / f"{name}out", place.base / f"{name}err"
         self._before = place.files()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(

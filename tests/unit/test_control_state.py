@@ -161,6 +161,16 @@ def ready(quorum: int | None = None) -> World:
     return world
 
 
+def guest(world: World, node: str = "n7", versions: dict[str, str] = VERSIONS) -> int:
+    """A node of another job, under its own name: all those of a job have one name."""
+    world.numbers += 1
+    world.connected[node] = world.numbers
+    world.told[world.numbers] = []
+    world.happened(e.PeerEntered(world.numbers, m.Hello("job 9.0", "guest", node, versions=versions)))
+    world.says(node, m.Planned(node, [[f"slurm-9.0-{node}", 4, GIB]]))
+    return world.numbers
+
+
 def waiting(ranks: int) -> World:
     """One whose client is still to come, and has not asked for any block."""
     world = World()
@@ -257,6 +267,60 @@ def test_a_block_ends_when_all_agents_have_no_workers_any_more_and_another_one_i
     assert world.state.phase == STOPPING
     assert world.done(e.Report) == world.done(e.NoteLoss) == []
     assert {type(message) for message in world.told[two]} == {m.Welcome, m.SchedulerStarted, m.Ready, m.Pause, m.Stop}
+
+
+def test_a_guest_hears_what_agents_hear_and_nobody_waits_for_its_workers():
+    world = World()
+    world.client()
+    world.worker(2)
+    world.worker(3)
+    world.happened(e.FactsKnown(FACTS))
+    peer = guest(world)
+    world.running(2, 3)
+    assert world.state.phase == RUNNING
+    ready = m.Ready(workers=2, threads=(2, 2), memory=(GIB, GIB), nodes=2)
+    assert world.told[peer] == [WELCOME, STARTED, ready]
+    assert e.NoteLoss("job 9.0 joins with its workers") in world.actions
+    # The scheduler stays until a guest's workers are gone, too.
+    world.says("1", m.Done())
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    assert (world.state.phase, world.last("n7")) == (PAUSING, m.Pause())
+    world.says("n7", m.Paused())
+    assert world.state.phase == IDLE
+    world.leave("1")
+    assert world.told[peer][-1] == m.Stop()
+
+
+def test_guests_that_die_or_cannot_take_part_do_not_end_the_run_and_are_one_line():
+    world = ready()
+    for node in ("n7", "n8", "n9"):
+        guest(world, node)
+    world.leave("n7")
+    assert world.actions[-2:] == [
+        e.TellScheduler(m.Forget(("slurm-9.0-n7",))),
+        e.NoteLoss("job 9.0, which had joined, is lost (on node n7); the run goes on without its workers"),
+    ]
+    world.leave("n8")
+    world.says("n9", m.ReportFailure("PlanError", "too large"))
+    world.says("n9", m.Closed())
+    stranger = guest(world, "n6", versions={"dask": "2020.1.0"})
+    assert isinstance(world.told[stranger][-1], m.Failed)
+    assert world.state.phase == RUNNING
+    assert len(world.done(e.NoteLoss)) == 2
+    assert world.done(e.Report) == []
+
+
+def test_the_run_goes_on_with_the_workers_of_guests_and_fails_when_the_last_of_them_is_gone():
+    world = ready()
+    guest(world)
+    world.leave("agent-2")
+    world.leave("agent-3")
+    assert world.state.phase == RUNNING
+    world.leave("n7")
+    assert world.state.phase == FAILED
+    [report] = world.done(e.Report)
+    assert isinstance(report.error, ClusterLostError)
 
 
 def test_a_timer_of_a_block_that_is_over_does_nothing_in_the_next_one():
@@ -550,6 +614,10 @@ STEPS = {
     "the client begins": lambda world: world.says("1", m.Begin(LAUNCH)),
     "the client finishes": lambda world: world.says("1", m.Finish()),
     **{f"agent-{rank} pauses": lambda world, rank=rank: world.says(f"agent-{rank}", m.Paused()) for rank in RANKS},
+    "a guest enters": lambda world: "n7" in world.connected or guest(world),
+    "a guest dies": lambda world: world.leave("n7"),
+    "a guest takes leave": lambda world: world.says("n7", m.Closed()),
+    "a guest pauses": lambda world: world.says("n7", m.Paused()),
     "a question": lambda world: world.says("agent-2", m.Ping()),
     **{f"timer {name}": lambda world, name=name: world.fire(name) for name in TIMERS},
 }

@@ -67,6 +67,7 @@ ROOMS = (
             ("control.presence", "control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
+            ("control.guests",),
             ("control.ending",),
             ("control.state",),
             ("control.coordinator",),
@@ -135,7 +136,7 @@ ROOMS = (
             ("node.scheduler_block",),
             ("node.coordinator_rank",),
             ("node.rank_roles", "node.local_ranks"),
-            ("node.agent", "node.job_agent"),
+            ("node.agent", "node.job_agent", "node.guest"),
             ("node.bootstrap",),
         ),
     ),
@@ -164,7 +165,7 @@ ROOMS = (
             ("jobs.cluster",),
         ),
     ),
-    ("", (("job", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
+    ("", (("job", "joining", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}

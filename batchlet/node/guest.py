@@ -1,0 +1,313 @@
+"""A guest: a process of another job that hosts workers for a run, or for a cluster of jobs, which is under way.
+
+It is what an agent is (`batchlet.node.agent`), for one task of its own job, without ranks: whoever runs the scheduler neither
+waits for it nor fails with it. It sizes its workers itself, from what its own job was granted, by the rule that holds for runs.
+Before it goes it has what its workers have computed brought to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .. import environments, open_files, report
+from ..control.connection import Connection
+from ..control.guests import GUEST
+from ..control.messages import Failed, Hello, Message, Pause, Paused, Planned, SchedulerStarted, Stop, Welcome
+from ..control.signals import handled
+from ..dask_import import quicker_import
+from ..environments import Environment, ProcessInfo
+from ..errors import ClusterLostError, EndError, UsageError
+from ..network import reachable_host
+from ..plan import WorkerPlan, make_plan, processes_of
+from ..rendezvous import CoordinatorRecord
+from ..resources import NodeResources, node_resources, read_host
+from ..settings import Settings, describe_bytes
+from ..versions import versions
+from . import inputs
+from .rank import unexpected
+
+__all__ = ["plan_guest", "run_guest"]
+
+# Seconds in which a coordinator that is alive lets a guest in.
+_CONNECT = 30.0
+# Seconds by which the hard end of this process comes after the end that was meant.
+_LATE = 5.0
+# Ranks of a run that host no workers. None of a guest's tasks is one of them.
+_HEADS = 2
+# About how many workers there will be, before the run has said what they are like.
+_SOME = 64
+
+
+def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
+    """Host workers for a run until it is over, or this job is.
+
+    Parameters
+    ----------
+    record : CoordinatorRecord
+        Where the run's coordinator is, and the secret by which this process proves that it belongs to the same user.
+    speaks : bool
+        Whether this process says what all tasks of its job would.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Raises
+    ------
+    EndError
+        If this process cannot take part.
+    """
+    environment = environments.detected(os.environ)
+    info = environment.process(os.environ)
+    guests: list[_Guest] = []
+
+    def signalled(number: int, _: object) -> None:
+        if not guests:
+            # Nothing has begun, and what there is of files is removed on the way.
+            sys.exit(128 + number)
+        guests[0].signalled(number)
+
+    with handled(signalled), contextlib.ExitStack() as stack:
+        open_files.make_room(_SOME, _SOME)
+        with quicker_import():
+            from ..dask_backend import fork_server, processes, scratch, workers
+            from ..dask_backend.compat.tls_connections import defer_authorities
+        usual = environment.scratch_directories(os.environ)
+        settings = Settings.resolve({}, os.environ)
+        directory = stack.enter_context(scratch.scratch(settings, usual, info.run_id, quiet=True))
+        stack.enter_context(processes.hidden_main())
+        stack.enter_context(workers.configured(1, _SOME))
+        defer_authorities()
+        fork_server.start(directory, 1)
+        guests.append(_Guest(environment, info, record, directory, speaks=speaks))
+        return asyncio.run(guests[0].run())
+
+
+def plan_guest(info: ProcessInfo, resources: NodeResources, settings: Settings) -> tuple[WorkerPlan, ...]:
+    """Plan the workers of one task of a job that joins a run: none of its tasks is the scheduler or the client.
+
+    Parameters
+    ----------
+    info : ProcessInfo
+        Which task of its job.
+    resources : NodeResources
+        What the job was granted on this node.
+    settings : Settings
+        What the run's user asked for.
+
+    Raises
+    ------
+    PlanError
+        If more was asked for than the node has.
+    """
+    alone = info.world_size == 1 and info.mode == "local"
+    shifted = replace(
+        info,
+        rank=info.rank + _HEADS,
+        world_size=info.world_size + _HEADS,
+        local_ranks=tuple(rank + _HEADS for rank in info.local_ranks),
+        client_rank=1,
+        extra_clients=0,
+        slots=processes_of(min(resources.cpus.value, resources.cpus_per_rank.value)) if alone else info.slots,
+    )
+    hosted = make_plan(shifted, resources, settings).hosted
+    return tuple(
+        replace(worker, name=f"{info.run_id}-{info.rank}-{number}", rank=info.rank)
+        for number, worker in enumerate(hosted)
+    )
+
+
+class _Guest:
+    """The guest at work, in one event loop."""
+
+    def __init__(
+        self, environment: Environment, info: ProcessInfo, record: CoordinatorRecord, directory: str, *, speaks: bool
+    ) -> None:
+        self._environment = environment
+        self._info = info
+        self._record = record
+        self._directory = directory
+        self._speaks = speaks
+        self._settings = Settings()
+        self._welcome: Welcome | None = None
+        self._nannies: list[Any] = []
+        self._retire: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connection: Connection | None = None
+        self._signal = 0
+        self._problem: EndError | None = None
+        self._said = False
+
+    async def run(self) -> int:
+        """Connect, host workers in each block of the run, and wait for the end."""
+        from ..dask_backend import fork_server, logs, processes, workers
+
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        problem = await self._loop.run_in_executor(None, self._connect)
+        connection = self._connection
+        if problem is not None or connection is None:
+            raise UsageError(f"Run {self._record.run_id} cannot be joined. {problem}")
+        logs.configure_logging()
+        fork_server.give(connection.credentials)
+        connection.listen(self._hear)
+        await self._over.wait()
+        lost = not connection.coordinator_is_alive
+        self._end_in_time()
+        logs.hush()
+        for task in self._tasks:
+            task.cancel()
+        if self._signal and not lost and self._retire is not None:
+            await self._retire()
+        await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        processes.end_helpers()
+        connection.close()
+        return self._end(connection)
+
+    def signalled(self, number: int) -> None:
+        """Leave the run: the batch system is about to end this job, or somebody has typed Ctrl-C."""
+        self._signal = self._signal or number
+        if self._connection is None:
+            sys.exit(128 + number)
+        self._loop.call_soon_threadsafe(self._over.set)
+
+    def _end(self, connection: Connection) -> int:
+        """Say why this is the end, and give the exit code."""
+        run, failure = self._record.run_id, connection.failure
+        if self._problem is not None:
+            report.failure(self._problem)
+            return self._problem.exit_code
+        if self._signal:
+            return 128 + self._signal
+        if not connection.coordinator_is_alive:
+            failure = ClusterLostError(
+                f"Run {run} is lost: nothing is heard any more from node {self._record.node}, which has its scheduler."
+            )
+        if failure is not None and not (connection.coordinator_is_alive and self._welcome is not None):
+            if self._speaks:
+                report.failure(failure)
+            return failure.exit_code
+        if self._speaks:
+            report.note(f"run {run} is over" if failure is None else f"run {run} has failed; its own output says why")
+        return 0
+
+    # The run
+
+    def _connect(self) -> EndError | None:
+        """Connect to the coordinator; in a thread. Gives the reason if that is not possible."""
+        info = self._info
+        name = info.job or f"a process on node {info.node}"
+        until = time.monotonic() + _CONNECT
+        hello = Hello(name, GUEST, info.node, versions=versions())
+        try:
+            self._connection = Connection(self._record, hello, until, self._settings.scheduler_timeout)
+        except EndError as error:
+            return error
+        return None
+
+    def _hear(self, message: Message) -> None:
+        """Do what the coordinator says; in the connection's thread."""
+        if isinstance(message, Welcome):
+            self._welcome = message
+        elif isinstance(message, SchedulerStarted) and self._welcome is not None:
+            self._loop.call_soon_threadsafe(self._begin, self._start(self._welcome, message.address))
+        elif isinstance(message, Pause):
+            self._loop.call_soon_threadsafe(self._begin, self._pause())
+        elif isinstance(message, (Stop, Failed)):
+            self._loop.call_soon_threadsafe(self._over.set)
+
+    def _begin(self, coroutine: Any) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = [self._loop.create_task(coroutine)]
+
+    # Workers
+
+    async def _start(self, welcome: Welcome, scheduler: str) -> None:
+        """Start the workers of a block, with its settings and within what this node was granted."""
+        from ..dask_backend import logs, processes, tls, workers
+        from ..dask_backend.worker_factory import worker_spec
+
+        connection = self._connection
+        assert connection is not None
+        logs.configure_logging()
+        try:
+            words = inputs.from_text(welcome.launch)
+            sys.path[:] = words["sys_path"]
+            options, config = inputs.unpack_options(words)
+            self._settings = settings = Settings.resolve(options, {**os.environ, **words["variables"]})
+            plans = await self._loop.run_in_executor(None, self._plan, settings)
+            if config is not None:
+                workers.reconfigure(config, len(plans), _SOME)
+            open_files.make_room(len(plans), _SOME)
+            open_files.for_workers(len(plans), self._info.node)
+            security = tls.security_for(settings.security, connection.credentials)
+            site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
+            self._retire = lambda: workers.retire(self._nannies, scheduler, security, settings.grace)
+            connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))
+            cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+            context = workers.RankContext(self._environment.task_environ(os.environ), cpus, cpus)
+            specs = [worker_spec(plan, site, settings, context) for plan in plans]
+            await asyncio.gather(
+                *(workers.start(make, keywords, scheduler, self._nannies, lambda: True) for make, keywords in specs)
+            )
+            workers.keep_ports(self._nannies)
+            logs.report_deaths()
+            self._say(plans)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            if isinstance(error, EndError):
+                self._problem = error
+            elif self._nannies:
+                self._problem = processes.start_failure("worker", error)
+            else:
+                self._problem = unexpected(error, f"what hosts the workers of node {self._info.node}")
+            self._over.set()
+
+    def _plan(self, settings: Settings) -> tuple[WorkerPlan, ...]:
+        """Plan this task's workers; asks the launcher's controller for the memory where nothing else tells."""
+        environment, host = self._environment, read_host()
+        grant, asked = environment.grant(os.environ), None
+        if grant.memory is None and host.cgroup_memory is None:
+            asked = environment.ask(os.environ).get(self._info.node)
+        return plan_guest(self._info, node_resources(grant, host, asked), settings)
+
+    def _say(self, plans: Sequence[WorkerPlan]) -> None:
+        if self._said or not self._speaks or not plans:
+            return
+        self._said = True
+        each = plans[0]
+        report.note(
+            f"joined run {self._record.run_id} on node {self._record.node}: {report.count(self._info.world_size, 'task')} on "
+            f"{report.count(self._info.nodes, 'node')}, here {report.count(len(plans), 'worker')} x "
+            f"{report.count(each.threads, 'thread')} x {describe_bytes(each.memory)}"
+        )
+
+    async def _pause(self) -> None:
+        """End the workers of the block, and say so."""
+        from ..dask_backend import logs, workers
+
+        logs.hush()
+        await workers.close(self._nannies, self._settings.stop_timeout)
+        self._nannies.clear()
+        self._retire = None
+        if self._connection is not None:
+            self._connection.send(Paused())
+
+    def _end_in_time(self) -> None:
+        """See that this process ends, whatever holds it up."""
+        settings = self._settings
+        seconds = settings.stop_timeout + (settings.grace if self._signal else 0.0) + _LATE
+        limit = threading.Timer(seconds, os._exit, [128 + self._signal if self._signal else 1])
+        limit.daemon = True
+        limit.start()
