@@ -118,7 +118,7 @@ class BatchletCluster(KeptCluster):
                 scheduler_options={**keywords, "interface": None},
                 scheduler_cls=self._make_scheduler,
                 protocol="tls://" if security.require_encryption else settings.protocol or "tcp://",
-                **job.for_record(keeper.record, keeper.logs),
+                **job.for_record(keeper.record, keeper.logs.own),
             )
         except BaseException as error:
             keeper.remove_files()
@@ -202,7 +202,7 @@ class BatchletCluster(KeptCluster):
         self.keeper.book.fresh()
         if self._adaptive is not None:
             self._adaptive.stop()
-        if wanted and not self.keeper.checked and not self.called_from_running_loop:
+        if wanted and not self.keeper.desk.checked and not self.called_from_running_loop:
             problem = self.sync(self._find_problem)
             if problem is not None:
                 refuse(problem)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,7 @@ from . import hub as h
 from . import record as r
 from .custodian import Custodian
 from .desk import Desk
+from .job_logs import JobLogs
 from .leaving import Departures
 from .lifetime import Lifetime
 from .options import JobOptions
@@ -33,12 +33,7 @@ from .watch import Watch
 
 __all__ = ["JobKeeper"]
 
-_NO_LOGS = (
-    "The directory for the jobs' logs, {}, cannot be made: {}. "
-    "Name another one with rendezvous_dir= (BATCHLET_DASK_CLUSTER__RENDEZVOUS_DIR)."
-)
 _TICK = 1.0
-_TAIL = 3
 # Seconds in which jobs that end come together for one word to the custodian.
 _TOGETHER = 0.1
 
@@ -68,13 +63,11 @@ class JobKeeper:
         self._cluster = cluster
         self._rendezvous = FileRendezvous(settings.rendezvous_dir, run_id, os.uname().nodename)
         self.record = str(self._rendezvous.directory / f"{run_id}.json")
-        self.logs: str | None = None
-        if not options.keywords.get("log_directory") and not any(map(str.isspace, str(self._rendezvous.directory))):
-            self.logs = str(self._rendezvous.directory / f"{run_id}.logs")
+        self.logs = JobLogs(options.keywords.get("log_directory"), self._rendezvous.directory, run_id)
         self._hub: h.Hub | None = None
         self._custodian: Custodian | None = None
         self._tasks: list[asyncio.Task[Any]] = []
-        self._desk = Desk(options.system)
+        self.desk = Desk(options.system)
         self._submitter: Submitter | None = None
         self._closing = False
         self._telling = False
@@ -86,14 +79,9 @@ class JobKeeper:
         return self._closing
 
     @property
-    def checked(self) -> bool:
-        """Whether the batch system has looked at the script of a job."""
-        return self._desk.checked
-
-    @property
     def environ(self) -> Mapping[str, str]:
         """The environment of the batch system's commands."""
-        return self._desk.environ
+        return self.desk.environ
 
     # From the start to the end
 
@@ -106,18 +94,19 @@ class JobKeeper:
             If that cannot be.
         """
         self._rendezvous.check()
-        if self.logs is not None:
-            try:
-                Path(self.logs).mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                self.remove_files()
-                raise RendezvousError(_NO_LOGS.format(self.logs, error.strerror or error)) from None
+        try:
+            self.logs.make()
+        except RendezvousError:
+            self.remove_files()
+            raise
 
     def open(self, host: str) -> None:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""
         self._loop = asyncio.get_running_loop()
-        self._custodian = Custodian(self._desk.environ)
-        self._custodian.files([self.record, *([self.logs] if self.logs else []), f"{self._rendezvous.directory}/"])
+        self._custodian = Custodian(self.desk.environ)
+        self._custodian.files(
+            [self.record, *([self.logs.own] if self.logs.own else []), f"{self._rendezvous.directory}/"]
+        )
         self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self._heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
@@ -125,15 +114,15 @@ class JobKeeper:
             run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
         )
         self._watch = Watch(
-            self._system, self._desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
+            self._system, self.desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
         )
         self._departures = Departures(
-            self.book, self._desk, self._cluster, self._hub.stop, self._options.settings.stop_timeout
+            self.book, self.desk, self._cluster, self._hub.stop, self._options.settings.stop_timeout
         )
         self._submitter = Submitter(
             self._system,
             self.book,
-            self._desk,
+            self.desk,
             self._options.settings.max_pending,
             self._prepare,
             self._follow,
@@ -165,7 +154,7 @@ class JobKeeper:
         for job in waiting:
             self.book.closes(job.name)
         if waiting:
-            await self._desk.cancel(job.job_id for job in waiting if job.job_id)
+            await self.desk.cancel(job.job_id for job in waiting if job.job_id)
             for job in waiting:
                 self.book.ended(job.name)
         await leaving
@@ -173,7 +162,7 @@ class JobKeeper:
     async def close(self) -> None:
         """End everything; what the batch system does not cancel now, the custodian goes on with."""
         self._closing = True
-        self._desk.close()
+        self.desk.close()
         if self._hub is not None:
             await self._departures.close()
         for task in self._tasks:
@@ -181,12 +170,12 @@ class JobKeeper:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         left = [job.job_id for job in self.book.active if job.job_id]
         if left:
-            await self._desk.cancel(left)
+            await self.desk.cancel(left)
         if self._hub is not None:
             await self._loop.run_in_executor(None, self._hub.close)
             self._rendezvous.withdraw()
         self.remove_files()
-        if self._custodian is not None and self._desk.uncancelled:
+        if self._custodian is not None and self.desk.uncancelled:
             report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
             self._custodian.abandon()
         elif self._custodian is not None:
@@ -194,10 +183,7 @@ class JobKeeper:
 
     def remove_files(self) -> None:
         """Remove what `prepare` has made."""
-        import shutil
-
-        if self.logs is not None:
-            shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.remove()
         with contextlib.suppress(OSError):
             self._rendezvous.directory.rmdir()
 
@@ -211,7 +197,9 @@ class JobKeeper:
         SubmitError
             If such a job can never start.
         """
-        await self._desk.check(script, Path(self.logs or self._rendezvous.directory) / f".{self._rendezvous.run_id}.sh")
+        await self.desk.check(
+            script, Path(self.logs.own or self._rendezvous.directory) / f".{self._rendezvous.run_id}.sh"
+        )
 
     def submit(self, job: Any) -> None:
         """Have a job submitted."""
@@ -332,7 +320,7 @@ class JobKeeper:
                     self._watch.ask()
                 case r.Drop(name, text, log):
                     if text:
-                        report.note(text + (self._tail(name) if log else ""))
+                        report.note(text + (self.logs.end_of(self.book.records[name].job_id) if log else ""))
                     self._lost(name)
                 case r.Replace():
                     self._cluster.replace_job()
@@ -348,21 +336,6 @@ class JobKeeper:
         if self._hub is not None:
             self._hub.stop(name)
         if job.job_id:
-            self._tasks.append(self._loop.create_task(self._desk.cancel([job.job_id])))
+            self._tasks.append(self._loop.create_task(self.desk.cancel([job.job_id])))
         self._cluster.part_with(name)
         self._tell_custodian_soon()
-
-    def _tail(self, name: str) -> str:
-        directory, job_id = self.logs or self._options.keywords.get("log_directory"), self.book.records[name].job_id
-        return _end_of_log(directory, job_id) if directory and job_id else ""
-
-
-def _end_of_log(directory: str, job_id: str) -> str:
-    """Give the last lines of a job's log, as part of a sentence."""
-    lines: list[str] = []
-    # Neither that of job 12 for job 1, nor that of job 1_12 for job 1_1.
-    own = re.compile(rf"(?<!\d){re.escape(job_id)}(?![\d_])")
-    with contextlib.suppress(OSError):
-        for path in sorted(path for path in Path(directory).iterdir() if own.search(path.name)):
-            lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return f"; its log ends: {' | '.join(lines[-_TAIL:])[-600:]}" if lines else ""

@@ -155,7 +155,7 @@ ROOMS = (
     (
         "jobs",
         (
-            ("jobs.custodian", "jobs.hub", "jobs.job_record", "jobs.lifetime"),
+            ("jobs.custodian", "jobs.hub", "jobs.job_logs", "jobs.job_record", "jobs.lifetime"),
             ("jobs.record",),
             ("jobs.job", "jobs.table", "jobs.watch"),
             ("jobs.adaptive", "jobs.desk", "jobs.options"),
