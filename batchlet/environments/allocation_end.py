@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..launch_variables import whole_number
+from ..launch_variables import SLURM_JOB_END_TIME, SLURM_JOB_ID, SLURM_JOB_START_TIME, whole_number
 
 __all__ = [
     "ANSWER_TIMEOUT",
@@ -33,7 +33,8 @@ __all__ = [
 
 #: Seconds for all of a batch system's answers together; without them the variables decide, or nothing is known.
 ANSWER_TIMEOUT = 10.0
-# slurmctld gives a job without a limit this end: its start and 365 days, also in SLURM_JOB_END_TIME.
+# Slurm gives a job without a limit this one: 365 days, in SLURM_JOB_END_TIME, and where the backfill scheduler has started it
+# (seen with 22.05) in the controller's answer as well.
 _SLURM_UNLIMITED = 365 * 24 * 3600
 # Seconds. Slurm tells whole seconds, and a moment passes on the way: less than this is no difference between clocks.
 _CLOCKS_AGREE = 2.0
@@ -114,26 +115,30 @@ def find_allocation_end(environ: Mapping[str, str]) -> AllocationEnd | None:
 
 
 def _ask_slurm(environ: Mapping[str, str]) -> tuple[Command, ...]:
-    # --all: of a partition that is hidden, too. --verbose: with the controller's own time.
-    job = environ["SLURM_JOB_ID"].strip()
-    return (("scontrol", "--all", "--verbose", "--detail", "--oneliner", "show", "job", job),) if job.isdigit() else ()
+    # --all: of a partition that is hidden, too. The configuration begins with the time by the controller's clock.
+    job = environ[SLURM_JOB_ID].strip()
+    if not job.isdigit():
+        return ()
+    return ("scontrol", "--all", "--detail", "--oneliner", "show", "job", job), ("scontrol", "show", "config")
 
 
 def _read_slurm(environ: Mapping[str, str], answer: str, now: float, _started: float) -> AllocationEnd | None:
     """The controller's word first: the limit may have been changed, and its clock is the one that counts."""
-    job = environ["SLURM_JOB_ID"].strip()
+    job = environ[SLURM_JOB_ID].strip()
     line = job_line(answer, job)
     limit, end = _field(line, "TimeLimit"), _utc(_field(line, "EndTime"))
-    if limit == "UNLIMITED":
+    days = re.match(r"(\d+)-", limit)
+    if limit == "UNLIMITED" or (days and int(days[1]) * 24 * 3600 >= _SLURM_UNLIMITED):
         return None
     if end is not None and limit:
-        clock = _utc(_field(answer, "last_update_time"))
+        said = re.search(r"^Configuration data as of (\S+)$", answer, re.MULTILINE)
+        clock = _utc(said[1]) if said else None
         ahead = clock - now if clock is not None else 0.0
         return AllocationEnd(end - (ahead if abs(ahead) > _CLOCKS_AGREE else 0.0), f"scontrol show job {job}")
-    start, until = (whole_number(environ.get(name)) for name in ("SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"))
+    start, until = (whole_number(environ.get(name)) for name in (SLURM_JOB_START_TIME, SLURM_JOB_END_TIME))
     if not until or (start is not None and until - start >= _SLURM_UNLIMITED):
         return None
-    return AllocationEnd(float(until), "SLURM_JOB_END_TIME")
+    return AllocationEnd(float(until), SLURM_JOB_END_TIME)
 
 
 def job_line(answer: str, job: str) -> str:
@@ -225,7 +230,7 @@ class _System:
 
 # By the variable that is in each job of the system and nowhere else.
 _SYSTEMS = {
-    "SLURM_JOB_ID": _System(_ask_slurm, _read_slurm),
+    SLURM_JOB_ID: _System(_ask_slurm, _read_slurm),
     "SGE_TASK_ID": _System(_ask_gridengine, _read_gridengine),
     "PBS_JOBID": _System(_ask_pbs, _read_pbs),
     "LSB_JOBID": _System(_ask_lsf, _read_lsf),
@@ -295,8 +300,7 @@ def answer_of(commands: Sequence[Command], environ: Mapping[str, str]) -> str:
                 # Ctrl-C at the terminal is for the user's program alone.
                 start_new_session=True,
             )
-            # Some systems say part of what `--verbose` adds on the other stream.
-            said += [done.stdout, done.stderr] if done.returncode == 0 else []
+            said += [done.stdout] if done.returncode == 0 else []
     return "\n".join(said)
 
 

@@ -44,6 +44,8 @@ def end_of(environ: dict[str, str], answer: str = "", started: float = NOON) -> 
         (SLURM, job(5, end="2026-11-28T12:00:01") + job(), (600, "scontrol show job 7")),
         (SLURM, job(70), None),
         (SLURM, job(limit="UNLIMITED", end="2027-11-28T12:00:00"), None),
+        (SLURM, job(limit="365-00:00:00", end="2027-11-28T12:00:00"), None),
+        (SLURM, job(limit="1-00:00:00", end="2026-11-29T12:00:00"), (86400, "scontrol show job 7")),
         (SLURM, job(end="Unknown"), None),
         (SLURM, "slurm_load_jobs error: Unable to contact slurm controller", None),
         # The limit may have been changed since the job began.
@@ -56,9 +58,9 @@ def end_of(environ: dict[str, str], answer: str = "", started: float = NOON) -> 
             None,
         ),
         # Its own clock is what the controller goes by: a minute fast, a minute slow, and the same.
-        (SLURM, "last_update_time=2026-11-28T12:01:00, records=1\n" + job(), (540, "scontrol show job 7")),
-        (SLURM, "last_update_time=2026-11-28T11:59:00, records=1\n" + job(), (660, "scontrol show job 7")),
-        (SLURM, "last_update_time=2026-11-28T12:00:01, records=1\n" + job(), (600, "scontrol show job 7")),
+        (SLURM, job() + "Configuration data as of 2026-11-28T12:01:00\nX = y\n", (540, "scontrol show job 7")),
+        (SLURM, job() + "Configuration data as of 2026-11-28T11:59:00\nX = y\n", (660, "scontrol show job 7")),
+        (SLURM, job() + "Configuration data as of 2026-11-28T12:00:01\nX = y\n", (600, "scontrol show job 7")),
         (GRIDENGINE, "", None),
         (GRIDENGINE, "hard resource_list:         h_rt=3600,h_vmem=1G\n", (3600, "h_rt (qstat -j)")),
         (GRIDENGINE, "hard_resource_list:         h_vmem=1G,h_rt=1:00:00\n", (3600, "h_rt (qstat -j)")),
@@ -104,7 +106,7 @@ def test_where_only_the_length_is_told_it_counts_from_the_jobs_first_process():
     ("environ", "expected"),
     [
         ({}, ()),
-        (SLURM, ("scontrol --all --verbose --detail --oneliner show job 7",)),
+        (SLURM, ("scontrol --all --detail --oneliner show job 7", "scontrol show config")),
         ({"SLURM_JOB_ID": "7;rm"}, ()),
         (GRIDENGINE, ("qstat -j 15", "qconf -sq all.q")),
         (GRIDENGINE | {"JOB_ID": "-u", "QUEUE": "-x"}, ()),
