@@ -41,6 +41,11 @@ class JobLogs:
         if not given and not any(map(str.isspace, str(directory))):
             self.own = str(directory / f"{run_id}.logs")
 
+    @property
+    def files(self) -> list[str]:
+        """What has to go with the cluster."""
+        return [self.own] if self.own is not None else []
+
     def make(self) -> None:
         """Make the cluster's own directory.
 

@@ -104,9 +104,7 @@ class JobKeeper:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""
         self._loop = asyncio.get_running_loop()
         self._custodian = Custodian(self.desk.environ)
-        self._custodian.files(
-            [self.record, *([self.logs.own] if self.logs.own else []), f"{self._rendezvous.directory}/"]
-        )
+        self._custodian.files([self.record, *self.logs.files, f"{self._rendezvous.directory}/"])
         self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self._heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
