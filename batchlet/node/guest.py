@@ -287,10 +287,10 @@ class _Guest:
             return
         self._said = True
         each = plans[0]
+        tasks = report.count(self._info.world_size, "task")
         report.note(
-            f"joined run {self._record.run_id} on node {self._record.node}: {report.count(self._info.world_size, 'task')} on "
-            f"{report.count(self._info.nodes, 'node')}, here {report.count(len(plans), 'worker')} x "
-            f"{report.count(each.threads, 'thread')} x {describe_bytes(each.memory)}"
+            f"joined run {self._record.run_id} on node {self._record.node} with {tasks}, here "
+            f"{report.count(len(plans), 'worker')} x {report.count(each.threads, 'thread')} x {describe_bytes(each.memory)}"
         )
 
     async def _pause(self) -> None:
