@@ -283,7 +283,7 @@ class JobKeeper:
             case h.News(_, _, text):
                 report.note(f"{title} on node {node}: {text}")
             case h.Guest(_, _, gone, said):
-                self._cluster.lose(list(gone))
+                self._cluster.lose(list(gone), wanted=True)
                 if said is not None:
                     report.note(said)
             case h.Failure(_, _, text):

@@ -97,7 +97,7 @@ with made(jobs=3, cores=8, workers_per_node=1, max_pending=500, walltime="00:10:
     client.wait_for_workers(3)
     until(lambda: states() == ["joined"] * 3)
     ids = [job.job_id for job in cluster.jobs]
-    logs = sorted(path for path in os.listdir(cluster.keeper.logs) if path.endswith(".err"))
+    logs = sorted(path for path in os.listdir(cluster.keeper.logs.own) if path.endswith(".err"))
     until(lambda: all(job.limit for job in cluster.jobs))
     limits = [job.limit - time.monotonic() for job in cluster.jobs]
     subprocess.run(["scancel", ids[1]], check=True)
