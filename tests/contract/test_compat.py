@@ -14,6 +14,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -42,10 +43,17 @@ Run = Callable[[Callable[[Any, Any], Any]], Any]
 
 
 def child(code: str, *, timeout: float = 60) -> str:
-    """Run Python in a process of its own, which may be changed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
-    )
+    """Run Python in a process of its own, which may be changed; what it makes among the temporary files goes with it."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd="/",
+            env={**os.environ, "TMPDIR": directory},
+        )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
