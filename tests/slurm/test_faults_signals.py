@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from fault_helpers import FAULTS, Fault, Running, check, options, run_fault
-from run_helpers import Place
+from run_helpers import Place, poll
 
 pytestmark = pytest.mark.slurm
 
@@ -42,9 +45,16 @@ def interrupt_once(running: Running) -> None:
 
 def scancel_early(running: Running) -> None:
     """Cancel the job while the ranks are meeting."""
-    running.wait_for_rank(1)
-    time.sleep(1.5)
+    for rank in (0, 1):
+        running.wait_for_rank(rank)
+        assert poll(lambda rank=rank: catches(running.rank(rank), TERM), 20), f"rank {rank} does not handle SIGTERM"
     running.scancel()
+
+
+def catches(process: psutil.Process, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    [caught] = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def ended_by(name: str, rank: int | None = None) -> str:
