@@ -19,6 +19,7 @@ ROOMS = {
     "": "the ways in, and what all rooms share",
     "jobs": "clusters that grow: jobs that are submitted to a batch system",
     "client": "the client: entering and leaving a run",
+    "run_report": "what a run did with what it was granted",
     "node": "what happens on a node",
     "control": "who is alive, who has failed, when it ends",
     "launchers": "how Batchlet starts ranks itself",

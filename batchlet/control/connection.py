@@ -16,7 +16,8 @@ from ..rendezvous.base import CoordinatorRecord
 from ..security import Credentials, pinned
 from .greeting import ProtocolError
 from .handshake import connect, receive, run_loop
-from .messages import Closed, Failed, Hello, Message, Ping, Pong, encode, name_of
+from .messages import Closed, Failed, Hello, Message, Ping, Pong
+from .wire import encode, name_of
 
 __all__ = ["Connection", "error_of"]
 

@@ -25,6 +25,7 @@ from .door import Door
 from .events import Rules
 from .handshake import receive, run_loop
 from .state import DEADLINE, State
+from .wire import encode
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Owner"]
 
@@ -267,7 +268,7 @@ class Coordinator:
             self._advance(e.TimerFired(name, block))
 
     def _send(self, peers: Sequence[int], message: m.Message) -> None:
-        line = m.encode(message)
+        line = encode(message)
         for number in peers:
             # It may have gone a moment ago. AttributeError: asyncio's, of a TLS connection that is closed already (seen with
             # Python 3.11).

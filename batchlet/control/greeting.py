@@ -15,7 +15,8 @@ import json
 import secrets
 import socket
 
-from .messages import Hello, decode_object, encode
+from .messages import Hello
+from .wire import decode_object, encode
 
 __all__ = ["PEER_TIMEOUT", "Introduction", "ProtocolError", "keep_alive", "line", "proof", "same"]
 

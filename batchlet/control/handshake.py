@@ -13,7 +13,8 @@ import ssl
 from typing import Any
 
 from .greeting import Introduction, ProtocolError, keep_alive, line, proof, same
-from .messages import Hello, Message, decode, decode_object
+from .messages import Hello, Message
+from .wire import decode, decode_object
 
 __all__ = [
     "LIMIT",

@@ -1,17 +1,13 @@
-"""The messages that the processes of a run exchange with the coordinator on rank 0: one dataclass each, one JSON object a line.
+"""The messages that the processes of a run exchange with the coordinator on rank 0: one dataclass each.
 
-From whom each of them comes, and what follows, stands in `batchlet.control.state`. A line that is no message of ours, or whose
-fields are not of the kind that its dataclass says, is `None` to who reads it; the connection is then at its end. Fields that
-a dataclass does not have are ignored: a `Hello` of another version of Batchlet must be understood far enough to be refused.
+From whom each of them comes, and what follows, stands in `batchlet.control.state`; how they are written, in
+`batchlet.control.wire`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EndError
@@ -50,10 +46,6 @@ __all__ = [
     "Told",
     "Welcome",
     "WorkerJoined",
-    "decode",
-    "decode_object",
-    "encode",
-    "name_of",
 ]
 
 # Event and seconds since the epoch, as `batchlet.timeline` gives them.
@@ -333,62 +325,3 @@ class Ping(Message):
 @dataclass(frozen=True)
 class Pong(Message):
     """To who has asked: it is."""
-
-
-def name_of(cls: type[Message]) -> str:
-    """Name of a kind of message on the wire: "report_failure"."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-
-
-# What JSON makes of a field, by the first word of its annotation.
-_SHAPES = {"str": str, "int": int, "Sequence": list, "Mapping": dict}
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of message, and for each of its fields what JSON makes of it."""
-
-    cls: type[Message]
-    shapes: Mapping[str, tuple[type, ...]]
-
-
-def _kind(cls: type[Message]) -> _Kind:
-    shapes: dict[str, tuple[type, ...]] = {}
-    for entry in fields(cls):
-        annotation = str(entry.type).replace("_Marks", "Sequence")
-        shape = _SHAPES[re.split(r"\W", annotation)[0]]
-        shapes[entry.name] = (shape, type(None)) if annotation.endswith("| None") else (shape,)
-    return _Kind(cls, shapes)
-
-
-_KINDS = types.MappingProxyType({name_of(cls): _kind(cls) for cls in Message.__subclasses__()})
-
-
-def encode(message: Message, **more: Any) -> bytes:
-    """Write a message as one line; `more` is for what the handshake adds to it."""
-    return json.dumps({"op": name_of(type(message)), **asdict(message), **more}, separators=(",", ":")).encode() + b"\n"
-
-
-def decode(line: bytes) -> Message | None:
-    """Read a message; `None` if the line is none, or not whole."""
-    found = decode_object(line)
-    kind = _KINDS.get(str(found.pop("op", ""))) if found is not None else None
-    if found is None or kind is None:
-        return None
-    known = {name: value for name, value in found.items() if name in kind.shapes}
-    if not all(isinstance(value, kind.shapes[name]) for name, value in known.items()):
-        return None
-    try:
-        return kind.cls(**known)
-    except TypeError:
-        # A field is missing that must be there.
-        return None
-
-
-def decode_object(line: bytes) -> dict[str, Any] | None:
-    """Read a line as a JSON object."""
-    try:
-        found = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -16,7 +16,8 @@ from ..errors import ClusterLostError, EndError, error_named
 from ..rendezvous.base import CoordinatorRecord
 from ..security import pinned
 from .greeting import Introduction, ProtocolError, keep_alive
-from .messages import Closed, Failed, Hello, decode, encode
+from .messages import Closed, Failed, Hello
+from .wire import decode, encode
 
 __all__ = ["Presence"]
 

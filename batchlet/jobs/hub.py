@@ -33,8 +33,8 @@ from ..control.messages import (
     Stop,
     Told,
     Welcome,
-    encode,
 )
+from ..control.wire import encode
 from ..errors import VersionMismatchError
 from ..security import Credentials
 from ..versions import versions

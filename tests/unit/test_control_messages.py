@@ -18,10 +18,8 @@ from batchlet.control.messages import (
     SchedulerStarted,
     Stop,
     Terminate,
-    decode,
-    encode,
-    name_of,
 )
+from batchlet.control.wire import decode, encode, name_of
 from batchlet.errors import PlanError, TerminatedError, terminated
 
 # One of each that is more than its name, as JSON gives it back.

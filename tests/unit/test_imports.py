@@ -58,11 +58,13 @@ ROOMS = (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
     ),
+    ("run_report", (("run_report",),)),
     (
         "control",
         (
             ("control",),
             ("control.messages", "control.pulse", "control.signals"),
+            ("control.wire",),
             ("control.greeting",),
             ("control.presence", "control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),

@@ -1,0 +1,1 @@
+"""The report of a run: what it did with what it was granted; its form is ``schema.json``."""
