@@ -58,7 +58,15 @@ ROOMS = (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
     ),
-    ("run_report", (("run_report",),)),
+    (
+        "run_report",
+        (
+            ("run_report",),
+            ("run_report.log_lines", "run_report.series", "run_report.task_groups", "run_report.writer"),
+            ("run_report.tally",),
+            ("run_report.collector",),
+        ),
+    ),
     (
         "control",
         (
