@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from .series import Series
 
-__all__ = ["Place", "Tally"]
+__all__ = ["Place", "Tally", "naturally", "since", "use_of"]
+
+T = TypeVar("T")
 
 
 class Tally:
@@ -53,6 +56,25 @@ class Tally:
         self.peak_of_block = max(self.peak_of_block, used, peak)
         self.peak = max(self.peak, self.peak_of_block)
 
+    def row(self, zero: float) -> dict[str, Any]:
+        """Give an entry of `workers` in the schema; moments are seconds since `zero`."""
+        return {
+            "node": self.node,
+            "rank": self.rank,
+            "threads": self.threads,
+            "memory_limit": self.limit,
+            "cpu_seconds": round(self.total("cpu"), 2),
+            "memory_peak": round(self.peak),
+            "spilled_peak": round(self.spilled_peak),
+            "sent": round(self.total("sent")),
+            "received": round(self.total("received")),
+            "tasks": round(self.total("tasks")),
+            "busy_seconds": round(self.total("busy"), 3),
+            "came": since(zero, self.came) or 0.0,
+            "went": since(zero, self.went),
+            "restarts": round(self.total("restarts")),
+        }
+
 
 class Place:
     """A node: its plan, and the course of its figures."""
@@ -68,3 +90,62 @@ class Place:
     def of(self, tallies: Mapping[str, Tally]) -> list[Tally]:
         """Give what its workers have used."""
         return [tallies[name] for name in self.workers if name in tallies]
+
+    def row(self, zero: float) -> dict[str, Any]:
+        """Give an entry of `nodes` in the schema; moments are seconds since `zero`."""
+        return {
+            "figures": self.figures,
+            "workers": list(self.workers),
+            "cpus": self.cpus,
+            "memory": self.memory,
+            **self.series.columns(zero),
+        }
+
+
+def use_of(tallies: Mapping[str, Tally], granted: float, *, of_block: bool) -> dict[str, Any]:
+    """Give the part `use` of the schema.
+
+    Parameters
+    ----------
+    tallies : mapping
+        What the workers have used, by their names.
+    granted : float
+        CPU seconds that they could have used.
+    of_block : bool
+        Whether it is about the block alone, and not about those before it too.
+    """
+
+    def total(name: str) -> float:
+        return sum(tally.now[name] if of_block else tally.total(name) for tally in tallies.values())
+
+    cpu = total("cpu")
+    peaks = [
+        ((tally.peak_of_block if of_block else tally.peak) / tally.limit, name)
+        for name, tally in tallies.items()
+        if tally.limit
+    ]
+    most, worker = max(peaks, default=(0.0, None))
+    return {
+        "cpu_seconds": round(cpu, 2),
+        "cpu_granted_seconds": round(granted, 2),
+        "cpu_fraction": round(cpu / granted, 4) if granted else None,
+        "memory_peak_fraction": round(most, 4) if most else None,
+        "memory_peak_worker": worker if most else None,
+        "spilled": round(total("written")),
+        "sent": round(total("sent")),
+    }
+
+
+def since(zero: float, at: float | None) -> float | None:
+    """Seconds from one moment to another."""
+    return None if at is None else round(at - zero, 3)
+
+
+def naturally(named: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Order what has names as people do: n2 before n10."""
+
+    def parts(entry: tuple[str, T]) -> list[tuple[bool, int, str]]:
+        texts = re.split(r"([0-9]+)", entry[0])
+        return [(bool(number % 2), int(text) if number % 2 else 0, text) for number, text in enumerate(texts)]
+
+    return sorted(named.items(), key=parts)

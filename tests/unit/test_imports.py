@@ -64,6 +64,7 @@ ROOMS = (
             ("run_report",),
             ("run_report.log_lines", "run_report.series", "run_report.task_groups", "run_report.writer"),
             ("run_report.tally",),
+            ("run_report.told",),
             ("run_report.collector",),
         ),
     ),
