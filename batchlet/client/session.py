@@ -14,11 +14,13 @@ from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
 from . import by_hand, dask_clients, status
+from .account import Account
 from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 from .membership import Membership
 from .refusal import give_up, refuse
 from .stopping import Stopping
+from .telling import ending
 
 if TYPE_CHECKING:
     from ..control.signals import ClientGuard
@@ -52,6 +54,7 @@ class Session:
         self._by_hand = self._typed = False
         self._start: StartInfo | None = None
         self._stack = contextlib.ExitStack()
+        self._account = Account()
         self._made: Backend | None = None
         self._known: Rank | None = None
         # When the run is to be stopped, and what becomes of its job then.
@@ -194,6 +197,7 @@ class Session:
         Session.active = self
         if self._by_hand:
             self._stack.callback(by_hand.ends_with_process(self.leave, typed=self._typed))
+        self._account.begin(self.rank, start)
         self._backend.listen(News(self._on_terminate_elsewhere, self._on_failure))
         announce(self._backend, start)
         self.stopping.start(self._guard)
@@ -240,6 +244,7 @@ class Session:
     def _let_go(self) -> None:
         """Let the others know that this process is about to be ended the hard way; in a thread of the guard."""
         self._keep_exit_code()
+        self._backend.for_report(ending(self._guard.error if self._guard is not None else None))
         self._backend.let_go()
         self.stopping.after(self._guard.error if self._guard is not None else None, lambda: None)
 
@@ -259,6 +264,7 @@ class Session:
             return
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
+        self._account.end(self._backend, lost or error)
         dask_clients.close(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -276,6 +282,7 @@ class Session:
             return
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
+        await asyncio.to_thread(self._account.end, self._backend, lost or error)
         await dask_clients.close_async(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -306,6 +313,7 @@ class Session:
                 workers=start.workers,
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
                 advice=self._advice,
+                use=self._account.line(outcome),
             )
         self.stopping.after(error, self._backend.let_go)
 

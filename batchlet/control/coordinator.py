@@ -88,6 +88,12 @@ class Owner(Protocol):
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
 
+    def keep(self, told: Sequence[Sequence[Any]], node: str | None) -> None:
+        """Keep something for the report; see `batchlet.control.messages.ForReport`."""
+
+    def use_of_block(self) -> Mapping[str, Any]:
+        """Say what the block did with what it was granted."""
+
     def end_hard(self) -> None:
         """End this process: the run is over, and it has not ended within `stop_timeout`."""
 
@@ -165,6 +171,10 @@ class Coordinator:
         """Note that the scheduler's event loop runs; called by it, again and again from its start."""
         self._happened(e.MessageCame(e.OWN, m.Beat()))
 
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        """Note what the scheduler tells of its workers, for the report."""
+        self._happened(e.MessageCame(e.OWN, m.ForReport(told)))
+
     def signalled(self, number: int, where: str) -> None:
         """Pass a signal that rank 0 got on to the client."""
         self._happened(e.LocalSignal(number, where))
@@ -237,7 +247,7 @@ class Coordinator:
             case e.Send(peers, message):
                 self._send(peers, message)
             case e.SayOver(peers, who, timeline):
-                self._send(peers, m.BlockOver({who: marks(), **timeline}))
+                self._send(peers, m.BlockOver({who: marks(), **timeline}, self._owner.use_of_block()))
             case e.TellScheduler(m.Stopping()):
                 self.on_stopping()
             case e.TellScheduler(m.Forget(workers)):
@@ -248,6 +258,8 @@ class Coordinator:
                 mark(event)
             case e.NoteLoss(text):
                 self._owner.lost(text)
+            case e.Keep(told, node):
+                self._owner.keep(told, node)
             case e.Report(error):
                 self._owner.failed(error)
             case e.Met():

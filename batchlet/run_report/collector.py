@@ -123,8 +123,8 @@ class Collector(Told):
         granted = self._granted(self._ended or at) + (0.0 if of_block else self._granted_before)
         return use_of(self._workers, granted, of_block=of_block)
 
-    def report(self, at: float) -> dict[str, Any]:
-        """Give the report as it is at a moment."""
+    def report(self, at: float, *, series: bool = True) -> dict[str, Any]:
+        """Give the report as it is at a moment; its nodes only with their series."""
         return {
             "format": FORMAT,
             "versions": self._versions,
@@ -142,7 +142,7 @@ class Collector(Told):
                 "updated": self._since(at),
                 "limit": self._since(self._limit),
             },
-            "nodes": {name: node.row(self._zero) for name, node in naturally(self._nodes)},
+            "nodes": {name: node.row(self._zero) for name, node in naturally(self._nodes)} if series else {},
             "workers": {name: tally.row(self._zero) for name, tally in naturally(self._workers)},
             "use": self.use(at),
             "timeline": {

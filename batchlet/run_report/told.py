@@ -13,7 +13,10 @@ from .task_groups import TaskGroups
 __all__ = ["TOLD", "Told"]
 
 #: What another process of the run may tell (`Collector.take`).
-TOLD = ("plan", "sample", "traffic", "tasks", "event", "log", "marks")
+TOLD = (
+    "about", "ready", "ended", "plan", "sample", "traffic", "lost", "tasks", "event", "log", "dropped", "marks"
+)  # fmt: skip
+_TIMELESS = ("about", "plan", "tasks", "dropped", "marks")
 # Points of the series of one node, and of all nodes together: what is older is thinned. A report stays below some megabytes.
 _POINTS, _ALL_POINTS, _LEAST_POINTS = 720, 72_000, 60
 # The newest are kept.
@@ -66,7 +69,7 @@ class Told:
                 continue
             if name in ("event", "log") and node is not None:
                 arguments = {"node": node, **arguments}
-            if name in ("plan", "marks", "tasks"):
+            if name in _TIMELESS:
                 getattr(self, name)(**arguments)
             else:
                 getattr(self, name)(**{"at": at, **arguments})

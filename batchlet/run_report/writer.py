@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ REPORT = "report.json"
 _ONLY_OURS = 0o700
 
 
-def place(directory: str, run_id: str, attempt: int) -> Path:
-    """Give the directory of a run within that of all reports: each run, and each attempt of a job, has its own."""
-    return Path(directory) / (run_id if attempt == 1 else f"{run_id}-attempt-{attempt}")
+def place(directory: str, run_id: str) -> Path:
+    """Give the directory of a run within that of all reports: each run, and each attempt of a job, has its own name."""
+    return Path(directory) / run_id
 
 
 def write(where: Path, report: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def _point_to(where: Path, name: str) -> None:
         beside.replace(link)
 
 
-def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+def write_text(path: Path, text: str, mode: int | None = 0o600) -> None:
     """Write a file so that readers see the old one or the new one, whole.
 
     Parameters
@@ -66,24 +66,31 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
         Which; its directory is there.
     text : str
         What it is to hold.
-    mode : int
-        Its permissions.
+    mode : int, optional
+        Its permissions; `None` for those of the old file or, where there is none, those that its owner gives to new files.
 
     Raises
     ------
     OSError
         If that cannot be; the old file is as it was then, and nothing else is left.
     """
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Named so that nobody takes it for such a file; a process that was killed leaves it, and the next one takes it over.
+    beside = path.parent / f".{path.name}.{os.uname().nodename}.{os.getpid()}~"
+    if mode is None and path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
     try:
+        descriptor = os.open(
+            beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666 if mode is None else mode
+        )
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), mode)
-        os.replace(beside, path)  # noqa: PTH105
+        beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(beside)  # noqa: PTH108
+            beside.unlink()
         raise
 
 
