@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from .. import report, timeline
 from ..node.rank import Rank
 from .announce import used
 from .backend import Backend, Outcome, StartInfo
@@ -14,15 +15,23 @@ __all__ = ["Account"]
 
 
 class Account:
-    """The account of one block."""
+    """The account of one block.
+
+    Attributes
+    ----------
+    advice : str
+        What would have saved time at the start.
+    """
 
     def __init__(self) -> None:
         self._ready = time.monotonic()
+        self._marks: timeline.Marks = ()
         self._stack = contextlib.ExitStack()
+        self.advice = ""
 
     def begin(self, rank: Rank, start: StartInfo) -> None:
         """Begin: the cluster is ready."""
-        self._ready = time.monotonic()
+        self._ready, self._marks = time.monotonic(), timeline.marks()
         path = rank.settings.path("performance_report")
         if path is not None:
             from .performance import performance_report
@@ -31,8 +40,15 @@ class Account:
 
     def end(self, backend: Backend, error: BaseException | None) -> None:
         """End: the user's code has left the block, and the cluster is still there."""
-        backend.for_report(ending(error))
+        marks = [("marks", {"who": "the client", "marks": self._marks})] if self._marks else []
+        backend.for_report([*marks, *ending(error)])
         self._stack.close()
+
+    def show_timeline(self, rank: Rank, outcome: Outcome | None) -> None:
+        """Print what took how long at the start, if the user wants that."""
+        if rank.settings.timeline and outcome is not None:
+            for line in timeline.lines({"the client": self._marks, **outcome.timelines}):
+                report.note(line)
 
     def line(self, outcome: Outcome | None) -> str:
         """Say how much of what was granted was used, for the line at the end."""

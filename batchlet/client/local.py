@@ -97,7 +97,7 @@ class LocalBackend:
         book.began()
         book.take(planned(plan, plan.workers))
         self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
-        book.take([("ready", {}), ("marks", {"who": "the client", "marks": timeline.marks()})])
+        book.take([("ready", {})])
         self._last_look = local_cluster.sample(self._cluster, rank.info.node, book.take)
         threads, memory = [worker.threads for worker in plan.workers], [worker.memory for worker in plan.workers]
         return StartInfo(

@@ -61,8 +61,6 @@ class Session:
         self.stopping: Stopping
         self._guard: ClientGuard | None = None
         self._callbacks: list[Callable[[int], object]] = []
-        self._marks: timeline.Marks = ()
-        self._advice = ""
         try:
             settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
@@ -76,7 +74,7 @@ class Session:
             self._made = _backend(self._known, options)
             if Membership.of_this_process() is None:
                 # In a later block the ranks have been waiting since the first one.
-                self._advice = advice(self._known)
+                self._account.advice = advice(self._known)
         except EndError as error:
             self.refuse(error)
 
@@ -191,7 +189,6 @@ class Session:
     def _running(self, start: StartInfo | None) -> None:
         self._start = start
         timeline.mark("ready")
-        self._marks = timeline.marks()
         if self._outer is not None or start is None:
             return
         Session.active = self
@@ -302,9 +299,7 @@ class Session:
         start = self.started("the end")
         self._closed = True
         Session.active = None
-        if self.rank.settings.timeline and outcome is not None:
-            for line in timeline.lines({"the client": self._marks, **outcome.timelines}):
-                report.note(line)
+        self._account.show_timeline(self.rank, outcome)
         self._stack.close()
         self._backend.close()
         if self._backend.root_cause() is None:
@@ -312,7 +307,7 @@ class Session:
                 seconds=time.monotonic() - self._began,
                 workers=start.workers,
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
-                advice=self._advice,
+                advice=self._account.advice,
                 use=self._account.line(outcome),
             )
         self.stopping.after(error, self._backend.let_go)

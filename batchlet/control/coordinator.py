@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import BatchletError, EndError
+from ..errors import BatchletError, EndError, terminated
 from ..security import Credentials
 from ..timeline import mark, marks
 from . import events as e
@@ -173,7 +173,8 @@ class Coordinator:
 
     def for_report(self, told: Sequence[Sequence[Any]]) -> None:
         """Note what the scheduler tells of its workers, for the report."""
-        self._happened(e.MessageCame(e.OWN, m.ForReport(told)))
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._keep, m.ForReport(told), self._config.node)
 
     def signalled(self, number: int, where: str) -> None:
         """Pass a signal that rank 0 got on to the client."""
@@ -215,6 +216,8 @@ class Coordinator:
         self._advance(e.PeerEntered(number, hello))
         try:
             while (message := await receive(reader)) is not None:
+                if isinstance(message, (m.ForReport, m.Timeline)):
+                    self._keep(message, hello.node)
                 self._advance(e.MessageCame(number, message))
         finally:
             del self._writers[number]
@@ -242,7 +245,29 @@ class Coordinator:
             except Exception as error:  # noqa: BLE001 - the actions after this one are for others
                 self._loop.call_exception_handler({"message": f"{action} was not carried out", "exception": error})
 
+    def _keep(self, message: m.Message, node: str | None = None) -> None:
+        """Have the report know what somebody has told, or is being told."""
+        told: Sequence[Sequence[Any]] = ()
+        match message:
+            case m.ForReport(told):
+                pass
+            case m.Timeline(who, at):
+                told = [("marks", {"who": who, "marks": at})]
+            case m.Ready():
+                told = [("ready", {}), ("marks", {"who": "rank 0", "marks": marks()})]
+            case m.Terminate(number, where):
+                told = [("event", {"kind": "signal", "text": str(terminated(number, where))})]
+            case m.Forget(workers):
+                told = [("lost", {"workers": workers})]
+        if told:
+            try:
+                self._owner.keep(told, node)
+            except Exception as error:  # noqa: BLE001 - a report never ends a run
+                self._loop.call_exception_handler({"message": f"{told} was not kept", "exception": error})
+
     def _carry_out(self, action: e.Action) -> None:
+        if isinstance(action, (e.Send, e.TellScheduler)):
+            self._keep(action.message)
         match action:
             case e.Send(peers, message):
                 self._send(peers, message)
@@ -258,8 +283,6 @@ class Coordinator:
                 mark(event)
             case e.NoteLoss(text):
                 self._owner.lost(text)
-            case e.Keep(told, node):
-                self._owner.keep(told, node)
             case e.Report(error):
                 self._owner.failed(error)
             case e.Met():

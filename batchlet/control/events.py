@@ -25,7 +25,6 @@ __all__ = [
     "Event",
     "FactsKnown",
     "Fail",
-    "Keep",
     "LocalSignal",
     "Mark",
     "MessageCame",
@@ -202,14 +201,6 @@ class SayOver(Action):
     peers: tuple[int, ...]
     who: str
     timeline: Mapping[str, Sequence[Sequence[Any]]]
-
-
-@dataclass(frozen=True)
-class Keep(Action):
-    """Keep this for the report; it comes from that node. See `batchlet.control.messages.ForReport`."""
-
-    told: Sequence[Sequence[Any]]
-    node: str | None = None
 
 
 @dataclass(frozen=True)

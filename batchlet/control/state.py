@@ -142,9 +142,6 @@ class State(Ending):
             self._check_ready()
 
     def _hear(self, peer: Peer, message: m.Message) -> None:
-        if isinstance(message, m.ForReport):
-            self._out.add(e.Keep(message.told, peer.node))
-            return
         if peer.role == SCHEDULER:
             self._hear_scheduler(message)
         if self._guests.hear(peer, message):
@@ -231,7 +228,6 @@ class State(Ending):
         if self._phase not in (STARTING, RUNNING) or self._rules is None:
             return
         self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))
-        self._out.add(e.Keep([("lost", {"workers": sorted(gone)})], peer.node))
         if self._phase == STARTING:
             self._died_at_start(participants, peer.node)
             return
@@ -265,7 +261,6 @@ class State(Ending):
         if self._signal is not None or self._over:
             return
         self._signal = m.Terminate(number, where)
-        self._out.add(e.Keep([("event", {"kind": "signal", "text": str(terminated(number, where))})]))
         clients = self._roster.connected(CLIENT)
         if not clients or self._rules is None or self._phase == IDLE:
             # There is no block whose end could wait for anything.
@@ -311,7 +306,6 @@ class State(Ending):
             return
         self._phase = RUNNING
         self._out.add(e.Mark("all workers joined"))
-        self._out.add(e.Keep([("ready", {})]))
         self._check_met()
         threads, memory = sorted(size[0] for size in workers), sorted(size[1] for size in workers)
         self._out.broadcast(

@@ -38,7 +38,8 @@ class Book:
     """
 
     def __init__(self, versions: Mapping[str, str], say: Callable[[str], object] = report.note) -> None:
-        self._collector = Collector(time.time(), versions)
+        known = {"Python": "python", "dask-batchlet": "batchlet"}
+        self._collector = Collector(time.time(), {known.get(name, name): version for name, version in versions.items()})
         self._say = say
         self._changed = threading.Condition()
         self._report: Path | None = None

@@ -21,6 +21,8 @@ _TIMELESS = ("about", "plan", "tasks", "dropped", "marks")
 _POINTS, _ALL_POINTS, _LEAST_POINTS = 720, 72_000, 60
 # The newest are kept.
 _EVENTS = 1000
+# Seconds between two points, at least.
+_NEAR = 0.1
 _LEVELS = ("warning", "error", "critical")
 
 
@@ -148,10 +150,12 @@ class Told:
             return
         tallies = place.of(self._workers)
         cpu = sum(tally.now["cpu"] for tally in tallies)
-        then, before = place.seen or (self._ready or at, 0.0)
+        # The first look is where counting begins: what the start of the workers took is none of the course.
+        then, before = place.seen or (at - _NEAR, cpu)
+        if at - then < _NEAR:
+            return
         place.seen = (at, cpu)
-        # The start of the workers is no use of CPUs by the user's code, and their first moment is none of the series.
-        busy = max(0.0, cpu - before) / (at - then) if at > then else 0.0
+        busy = max(0.0, cpu - before) / (at - then)
         place.series.add(
             at,
             cpu=min(busy, place.cpus) if place.cpus else busy,
