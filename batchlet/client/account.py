@@ -34,9 +34,10 @@ class Account:
         self._ready, self._marks = time.monotonic(), timeline.marks()
         path = rank.settings.path("performance_report")
         if path is not None:
-            from .performance import performance_report
+            from .performance import Place, performance_report
 
-            self._stack.enter_context(performance_report(start, path, rank.settings.stop_timeout))
+            place = Place(start.address, start.security)
+            self._stack.enter_context(performance_report(place, path, rank.settings.stop_timeout))
 
     def end(self, backend: Backend, error: BaseException | None) -> None:
         """End: the user's code has left the block, and the cluster is still there."""

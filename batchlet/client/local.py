@@ -93,7 +93,7 @@ class LocalBackend:
         enter(workers.configured())
         host = rank.reachable_host() if settings.interface else LOOPBACK
         self._book = book = _book(rank)
-        book.take(telling.about(rank))
+        book.take(telling.about(settings, rank.environ))
         book.began()
         book.take(planned(plan, plan.workers))
         self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)

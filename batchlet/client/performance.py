@@ -5,33 +5,49 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import report
 from ..run_report.writer import write_text
-from .backend import StartInfo
 
-__all__ = ["performance_report"]
+__all__ = ["Place", "performance_report"]
 
 _BEGIN = 10.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a cluster is.
+
+    Parameters
+    ----------
+    address : str
+        Of its scheduler.
+    security : distributed.Security
+        With which a client connects.
+    """
+
+    address: str
+    security: Any
+
+
 @contextlib.contextmanager
-def performance_report(start: StartInfo, path: str, timeout: float) -> Iterator[None]:
+def performance_report(place: Place, path: str, timeout: float) -> Iterator[None]:
     """Have Dask's `performance_report` of what happens in the block; where there is none, one line says why.
 
     Parameters
     ----------
-    start : StartInfo
-        The cluster.
+    place : Place
+        Where the cluster is.
     path : str
         The file, for its owner alone.
     timeout : float
         Seconds that asking for it at the end may take.
     """
     steps: list[tuple[Any, Any, str]] = []
-    began = _in_time(lambda: steps.append(_begin(start, path)), _BEGIN, path)
+    began = _in_time(lambda: steps.append(_begin(place, path)), _BEGIN, path)
     try:
         yield
     finally:
@@ -39,7 +55,7 @@ def performance_report(start: StartInfo, path: str, timeout: float) -> Iterator[
             _in_time(lambda: _end(*steps[0], path), timeout, path)
 
 
-def _begin(start: StartInfo, path: str) -> tuple[Any, Any, str]:
+def _begin(place: Place, path: str) -> tuple[Any, Any, str]:
     """Give a client, and the report that has begun; into a file beside the one that is wanted."""
     import bokeh  # noqa: F401 - what the scheduler makes the report with
     from distributed import Client
@@ -49,7 +65,7 @@ def _begin(start: StartInfo, path: str) -> tuple[Any, Any, str]:
     with beside.open("ab"):
         # Whether it can be written is to be known now.
         pass
-    client = Client(start.address, security=start.security, set_as_default=False)
+    client = Client(place.address, security=place.security, set_as_default=False)
     wanted = dask_report(filename=f"{path}~")
     with client.as_current():
         wanted.__enter__()

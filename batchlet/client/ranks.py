@@ -107,7 +107,7 @@ class RanksBackend:
         if self._launcher is not None:
             check()
         connection = self._join()
-        connection.send(ForReport(telling.about(rank)))
+        connection.send(ForReport(telling.about(rank.settings, rank.environ)))
         plan = plan_with_facts(rank, connection)
         if self._launcher is None:
             check()

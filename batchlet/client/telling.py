@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,18 @@ from ..errors import EndError, TerminatedError, TimeIsUpError
 from ..node.rank import Rank
 from ..run_report import writer
 from ..run_report.book import FILES, Book
+from ..settings import Settings
 
 __all__ = ["about", "end_instead_of_rank_0", "ending"]
 
 Told = Sequence[tuple[str, dict[str, Any]]]
 
 
-def about(rank: Rank) -> Told:
+def about(settings: Settings, environ: Mapping[str, str] | None = None) -> Told:
     """Say what the script is, and where its user wants files."""
-    settings = rank.settings
     wanted = {name: settings.path(name) for name in ("report", "metrics") if getattr(settings, name)}
     told: list[Any] = [(FILES, wanted)] if wanted else []
-    run = {"script": list(sys.argv), "attempt": attempt(rank.environ), "began": timeline.marks()[0][1]}
+    run = {"script": list(sys.argv), "attempt": attempt(environ or {}), "began": timeline.marks()[0][1]}
     return [*told, ("about", run)]
 
 
@@ -66,7 +66,7 @@ def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
     info = rank.info
     made.about(id=run_id, mode=info.mode, job=info.job, ranks=info.world_size)
     made.began()
-    made.take([*[entry for entry in about(rank) if entry[0] != FILES], *told])
+    made.take([*[entry for entry in about(rank.settings, rank.environ) if entry[0] != FILES], *told])
     ours = made.report()
     found = writer.read(where) or ours
     if found["outcome"]["state"] == "running":

@@ -100,7 +100,7 @@ def sample(cluster: Any, node: str, tell: Callable[[Any], object]) -> Callable[[
     figures = SchedulerFigures(cluster.scheduler)
 
     def processes() -> dict[str, int]:
-        return {name: pid for server in list(cluster.workers.values()) for name, pid in pids_of(server).items()}
+        return pids_of(list(cluster.workers.values()))
 
     sampler = Sampler(node, processes)
 

@@ -308,8 +308,7 @@ class LocalRanks:
         """Give the process ids of all workers by their names."""
         from ..dask_backend.compat.figures import pids_of
 
-        servers = [server for local_rank in self._everyone for server in local_rank.nannies]
-        return {name: pid for server in servers for name, pid in pids_of(server).items()}
+        return pids_of(server for local_rank in self._everyone for server in local_rank.nannies)
 
     async def pause(self, timeout: float) -> None:
         """End the workers of the block; the ranks wait for another one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..plan import Plan, WorkerPlan
 from .process_use import use_of_process
 
-__all__ = ["Pace", "Sampler", "Sampling", "planned", "sampling"]
+__all__ = ["Pace", "Sampler", "Sampling", "planned", "planned_here", "sampling"]
 
 # Seconds between two samples: at first, and in the end. After so many the pause is doubled.
 _FIRST, _LAST, _SAMPLES = 2.0, 16.0, 30
@@ -93,6 +93,11 @@ def planned(plan: Plan, workers: Iterable[WorkerPlan]) -> Told:
     figures = {name: (figure.value, figure.source) for name, figure in plan.figures.items()}
     rows = [(str(worker.name), worker.rank, worker.threads, worker.memory) for worker in workers]
     return [("plan", {"node": plan.node, "figures": figures, "workers": rows})]
+
+
+def planned_here(node: str, workers: Sequence[WorkerPlan]) -> Told:
+    """Say which workers a node of a submitted job or of a guest hosts, whose share of the node they are."""
+    return planned(Plan("", "", 0, 1, node, ()), workers)
 
 
 async def sampling(look: Callable[[], Told], tell: Callable[[Told], object], nodes: int) -> None:

@@ -116,7 +116,7 @@ class Collector(Told):
         """CPU seconds that were granted from ready to a moment, in this block."""
         if self._ready is None or until is None:
             return 0.0
-        return sum(node.cpus for node in self._nodes.values() if node.workers) * max(0.0, until - self._ready)
+        return sum(node.granted(self._workers, self._ready, until) for node in self._nodes.values())
 
     def use(self, at: float, *, of_block: bool = False) -> dict[str, Any]:
         """Give the part `use` of the schema, for the run up to now or for the block alone."""

@@ -32,6 +32,7 @@ class Tally:
         self.used = self.spilled = self.executing = 0.0
         self.peak = self.spilled_peak = 0.0
         self.peak_of_block = 0.0
+        self.planned = 0.0
         self.came: float | None = None
         self.went: float | None = None
 
@@ -86,6 +87,24 @@ class Place:
         self.series = Series(points)
         # When its workers were last looked at, and their CPU seconds in this block by then.
         self.seen: tuple[float, float] | None = None
+
+    def sum_up(self, tallies: Mapping[str, Tally]) -> None:
+        """Settle what its roles may use: what the plan says, or else what its workers may."""
+        for name, theirs in (("cpus", "threads"), ("memory", "limit")):
+            figure = self.figures.get(name)
+            setattr(
+                self, name, float(figure["value"] if figure else sum(getattr(one, theirs) for one in self.of(tallies)))
+            )
+
+    def granted(self, tallies: Mapping[str, Tally], start: float, end: float) -> float:
+        """CPU seconds that were granted from one moment to another, while it had workers."""
+        each = [
+            (one.threads, max(0.0, min(end, end if one.went is None else one.went) - max(start, one.planned)))
+            for one in self.of(tallies)
+        ]
+        if "cpus" in self.figures:
+            return self.cpus * max((seconds for _, seconds in each), default=0.0)
+        return sum(threads * seconds for threads, seconds in each)
 
     def of(self, tallies: Mapping[str, Tally]) -> list[Tally]:
         """Give what its workers have used."""

@@ -16,7 +16,7 @@ __all__ = ["TOLD", "Told"]
 TOLD = (
     "about", "ready", "ended", "plan", "sample", "traffic", "lost", "tasks", "event", "log", "dropped", "marks"
 )  # fmt: skip
-_TIMELESS = ("about", "plan", "tasks", "dropped", "marks")
+_TIMELESS = ("about", "tasks", "dropped", "marks")
 # Points of the series of one node, and of all nodes together: what is older is thinned. A report stays below some megabytes.
 _POINTS, _ALL_POINTS, _LEAST_POINTS = 720, 72_000, 60
 # The newest are kept.
@@ -76,39 +76,34 @@ class Told:
             else:
                 getattr(self, name)(**{"at": at, **arguments})
 
-    def plan(
-        self,
-        node: str,
-        figures: Mapping[str, Any],
-        workers: Iterable[Sequence[Any]],
-        cpus: float | None = None,
-        memory: float | None = None,
-    ) -> None:
+    def plan(self, at: float, node: str, figures: Mapping[str, Any], workers: Iterable[Sequence[Any]]) -> None:
         """Take the plan of a node, or of a part of it: several agents may share one, each with workers of its own.
 
         Parameters
         ----------
+        at : float
+            When it was told.
         node : str
             Its name.
         figures : mapping
-            Name of a figure to value and source; memory in bytes.
+            Name of a figure to value and source; memory in bytes. Nothing of a node of which only workers are known: they are
+            all that it counts for.
         workers : iterable
             Of each name, rank, threads and memory limit in bytes.
-        cpus, memory : float, optional
-            What all roles there may use; by default what the figures say.
         """
         place = self._nodes.setdefault(node, Place(_POINTS))
         place.figures |= {name: {"value": figure[0], "source": str(figure[1])} for name, figure in figures.items()}
-        place.cpus = cpus if cpus is not None else float(place.figures.get("cpus", {}).get("value", 0.0))
-        place.memory = memory if memory is not None else float(place.figures.get("memory", {}).get("value", 0.0))
         for name, rank, threads, limit in workers:
             known = self._workers.get(str(name))
             if known is None:
                 self._workers[str(name)] = Tally(node, rank, threads, limit)
             else:
                 known.node, known.rank, known.threads, known.limit = node, rank, threads, limit
+            self._workers[str(name)].came = self._workers[str(name)].went = None
+            self._workers[str(name)].planned = at
             if str(name) not in place.workers:
                 place.workers.append(str(name))
+        place.sum_up(self._workers)
         points = max(_LEAST_POINTS, min(_POINTS, _ALL_POINTS // len(self._nodes)))
         for one in self._nodes.values():
             one.series.limit(points)
@@ -150,10 +145,10 @@ class Told:
             return
         tallies = place.of(self._workers)
         cpu = sum(tally.now["cpu"] for tally in tallies)
+        if place.seen is not None and at - place.seen[0] < _NEAR:
+            return
         # The first look is where counting begins: what the start of the workers took is none of the course.
         then, before = place.seen or (at - _NEAR, cpu)
-        if at - then < _NEAR:
-            return
         place.seen = (at, cpu)
         busy = max(0.0, cpu - before) / (at - then)
         place.series.add(

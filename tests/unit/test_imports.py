@@ -185,7 +185,7 @@ ROOMS = (
         "jobs",
         (
             ("jobs.custodian", "jobs.hub", "jobs.job_logs", "jobs.job_record", "jobs.lifetime"),
-            ("jobs.record",),
+            ("jobs.account", "jobs.record"),
             ("jobs.job", "jobs.table", "jobs.watch"),
             ("jobs.adaptive", "jobs.desk", "jobs.options"),
             ("jobs.leaving", "jobs.submitter"),

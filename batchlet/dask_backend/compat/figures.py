@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .dask_internals import nannies_of
@@ -13,13 +13,13 @@ __all__ = ["METRIC", "count_traffic", "done_with", "figures_of", "pids_of"]
 METRIC = "batchlet"
 
 
-def pids_of(server: Any) -> dict[str, int]:
-    """Give the process ids of a server's workers by their names.
+def pids_of(servers: Iterable[Any]) -> dict[str, int]:
+    """Give the process ids of the workers of these servers by their names.
 
     A Nanny has its `WorkerProcess` as ``process``, with a ``pid``. Without it a worker's CPU time and memory are not seen.
     """
     found = {}
-    for nanny in nannies_of(server):
+    for nanny in (nanny for server in servers for nanny in nannies_of(server)):
         pid = getattr(getattr(nanny, "process", None), "pid", None)
         if pid:
             found[str(nanny.name)] = int(pid)
