@@ -34,7 +34,7 @@ ROOMS = (
     (
         "",
         (
-            ("launch_variables", "entry_points", "values"),
+            ("commands", "entry_points", "launch_variables", "values"),
             ("errors", "versions"),
             ("open_files",),
             ("timeline",),
