@@ -8,6 +8,7 @@ __all__ = ["COMMANDS", "find_command"]
 #: A module is imported only when its word is typed, and its `main` gives the exit code.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "join": ("joining", "RUN", "in another job: its nodes come on top (of a run with --join)"),
+    "report": ("reporting", "FILE", "what a run did with what it was granted (report.json of --report)"),
 }
 
 

@@ -58,7 +58,16 @@ ROOMS = (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
     ),
-    ("run_report", (("run_report",),)),
+    (
+        "run_report",
+        (
+            ("run_report",),
+            ("run_report.cleaning", "run_report.reading", "run_report.wording"),
+            ("run_report.summary", "run_report.asking"),
+            ("run_report.advice", "run_report.plots", "run_report.tables"),
+            ("run_report.page", "run_report.text"),
+        ),
+    ),
     (
         "control",
         (
@@ -167,7 +176,7 @@ ROOMS = (
             ("jobs.cluster",),
         ),
     ),
-    ("", (("job", "joining", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
+    ("", (("job", "joining", "reporting", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}
