@@ -151,7 +151,7 @@ def _memory(report: Report) -> Iterator[Advice]:
 
 def _part(fraction: float) -> str:
     for most, words in ((0.1, "A tenth"), (0.2, "A fifth"), (0.25, "A quarter"), (1 / 3, "A third")):
-        if fraction <= most:
+        if fraction <= 1.02 * most:
             return words
     return "Half"
 
@@ -218,12 +218,15 @@ def _waited(report: Report, running: Course, threads: int) -> str | None:
     group = _culprit(report, low)
     one_by_one = alone and group is not None and group["tasks"] > 5
     of = "" if group is None else f"{' at a time,' if one_by_one else ''} of `{cut(group['name'], _NAME)}`"
-    late = sum(until - since for since, until in low if since >= ready + 0.7 * (end - ready)) >= 0.8 * part * whole
+    # Most of it in one stretch at the end, with more at work before.
+    tail = list(itertools.takewhile(lambda piece: piece[2] < few, reversed(pieces)))
+    late = sum(until - since for since, until, tasks in tail if tasks >= 0.5) >= 0.8 * part * whole
+    late = late and tail[-1][0] > ready + 0.2 * (end - ready)
     if one_by_one:
         remedy = "let them run side by side (do they need each other's results, or a lock?)"
     else:
         remedy = "begin the long ones first (`priority=`), or divide them" if late else "divide it into smaller ones"
-    when = f", from {clock(low[0][0])} on" if late else ""
+    when = f", from {clock(tail[-1][0])} on" if late else ""
     return (
         f"Workers waited {percent(part)} of the time for {what}{of}, with {threads} threads at hand{when}: {remedy}, or "
         "ask for fewer CPUs."

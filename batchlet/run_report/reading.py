@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ FORMAT = "batchlet-report/1"
 NAME = "report.json"
 # Bytes: a report of hundreds of nodes and days has ten.
 _MOST = 256 << 20
+# No run has as many bytes or seconds; what is made from larger numbers is none.
+_LARGEST = 1e18
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -125,7 +126,9 @@ def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     # 1e999 is JSON, and infinity to Python.
-    return isinstance(value, _KINDS.get(kind, ())) and not (isinstance(value, float) and not math.isfinite(value))
+    return isinstance(value, _KINDS.get(kind, ())) and not (
+        isinstance(value, (int, float)) and not abs(value) <= _LARGEST
+    )
 
 
 def _departure_of_object(value: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> str | None:

@@ -18,6 +18,10 @@ __all__ = ["text"]
 _NARROWEST = 40
 # Rows of each table; the page has them all.
 _NODES, _WORKERS, _GROUPS, _EVENTS, _LOGS, _PROCESSES, _PLANS = 12, 12, 12, 30, 20, 8, 4
+# Characters of the error's text, and of an event's or a line of the log.
+_ERROR, _LINE = 4000, 500
+# Stands for the second column; a report that was cleaned has none of it.
+_SECOND = "\0"
 _BARS = " ▁▂▃▄▅▆▇█"
 _PLAIN_BARS = " .:-=+*%#"
 _COLOURS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "faint": "2"}
@@ -91,7 +95,7 @@ class _Text:
         lines = self._wrapped(where(report), colour="bold")
         lines += self._wrapped(outcome(report), colour=_OF_STATE[report["outcome"]["state"]])
         if error := report["outcome"]["error"]:
-            for line in f"{error['kind']}: {error['message']}".splitlines()[:40]:
+            for line in cut(f"{error['kind']}: {error['message']}", _ERROR).splitlines():
                 lines += self._wrapped(line, "  ")
         end = time["updated"] if time["ended"] is None else time["ended"]
         limit = "" if time["limit"] is None else f", time limit {moment(time['began'], time['limit'])}"
@@ -137,7 +141,9 @@ class _Text:
             return []
         lines = self._title(_titled("What happened", min(_EVENTS, len(events)), len(events), "the last"))
         for at, _, what, node in events[-_EVENTS:]:
-            lines += self._wrapped(f"{what}{f' ({node})' if node and node not in what else ''}", f"{at:>8} ", " " * 9)
+            lines += self._wrapped(
+                f"{cut(what, _LINE)}{f' ({node})' if node and node not in what else ''}", f"{at:>8} ", " " * 9
+            )
         return lines
 
     def _start(self) -> list[str]:
@@ -172,7 +178,7 @@ class _Text:
         lines = self._title(f"{title}, {dropped} not kept" if dropped else title)
         for at, level, of, logger, what in rows[-_LOGS:]:
             lines += self._wrapped(f"{level}, {of}, {logger}", f"{at:>8} ", " " * 9)
-            for line in what.splitlines()[:10]:
+            for line in cut(what, _LINE).splitlines():
                 lines += self._wrapped(line, " " * 9)
         return lines
 
