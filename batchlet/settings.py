@@ -147,6 +147,11 @@ class Settings:
     join: bool = _option(
         flag, False, "whether other jobs may bring their nodes while the run is under way: python -m batchlet join RUN"
     )
+    attach: bool = _option(
+        flag,
+        False,
+        "whether you can look at the run, and use its cluster, from outside: python -m batchlet ps, top, attach",
+    )
     security: object = _option(
         _security,
         True,
@@ -262,6 +267,11 @@ class Settings:
                 "else uses the network and the nodes, or leave the protocol out."
             )
         return settings
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether others of the same user may come while the run is under way: its record stays."""
+        return self.join or self.attach
 
     @property
     def given(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from .events import Rules
 from .guests import GUEST, Guests
 from .pulse import Pulse
 from .roster import Peer
+from .visitors import VISITOR, as_visitor
 
 __all__ = ["DEADLINE", "FAILED", "IDLE", "PAUSING", "RUNNING", "STARTING", "STOPPING", "State"]
 
@@ -55,9 +56,8 @@ class State(Ending):
     """
 
     def __init__(self, node: str, ranks: int, versions: Mapping[str, str], stop_timeout: float) -> None:
-        super().__init__(node, ranks, stop_timeout)
+        super().__init__(node, ranks, versions, stop_timeout)
         self._node = node
-        self._versions = versions
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)
         # Of the block
         self._rules: Rules | None = None
@@ -125,11 +125,14 @@ class State(Ending):
             self._died_at_start([participant], node)
 
     def _enter(self, number: int, hello: m.Hello) -> None:
-        peer = self._roster.enter(number, hello)
+        peer = self._roster.enter(number, as_visitor(hello))
         if self._failure is not None:
             self._out.send([peer], m.Failed.of(self._failure))
         elif self._phase == STOPPING:
             self._out.send([peer], m.Stop())
+        elif peer.role == VISITOR:
+            started = self._started if self._phase in (STARTING, RUNNING) else None
+            self._visitors.enter(peer, hello.versions, self._launch, started)
         elif self._versions != hello.versions:
             self._refuse(peer, wording.other_versions(peer.name, peer.node, hello.versions, self._versions))
         elif peer.role != SCHEDULER:
@@ -144,7 +147,7 @@ class State(Ending):
     def _hear(self, peer: Peer, message: m.Message) -> None:
         if peer.role == SCHEDULER:
             self._hear_scheduler(message)
-        if self._guests.hear(peer, message):
+        if self._guests.hear(peer, message) or self._visitors.hear(peer, message):
             return
         match message:
             case m.Ping():
@@ -203,7 +206,7 @@ class State(Ending):
                 self._out.add_once(e.StopServing())
             elif peer.block == self._block:
                 self._scheduler_lost(None)
-        elif self._over:
+        elif self._over or peer.role == VISITOR:
             pass
         elif peer.role == GUEST:
             self._guests.leave(peer, lost=lost)
@@ -276,8 +279,9 @@ class State(Ending):
             return
         limit = self._rules.scheduler_timeout
         if self._pulse.silence_after(seconds) > limit and self._phase == RUNNING:
-            text = f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout)."
-            self._fail(ClusterLostError(text))
+            self._fail(
+                ClusterLostError(f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout).")
+            )
 
     def _timer(self, name: str) -> None:
         if name == _OBITUARY:
@@ -333,8 +337,9 @@ class State(Ending):
             participants, workers, not started, lambda name: self._roster.node_of(name, nodes)
         )
         if enough is not None and count >= enough and self._roster.connected(CLIENT) and started:
-            text = f"{missing} after {seconds:g} s; the run goes on with {count} workers (min_workers)"
-            self._out.add(e.NoteLoss(text))
+            self._out.add(
+                e.NoteLoss(f"{missing} after {seconds:g} s; the run goes on with {count} workers (min_workers)")
+            )
             self._roster.expect_no_more(participants, late=True)
             self._ready()
             return

@@ -56,7 +56,11 @@ ROOMS = (
     ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
     (
         "rendezvous",
-        (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
+        (
+            ("rendezvous.base",),
+            ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe", "rendezvous.register"),
+            ("rendezvous",),
+        ),
     ),
     ("run_report", (("run_report",),)),
     (
@@ -69,7 +73,7 @@ ROOMS = (
             ("control.presence", "control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
-            ("control.guests",),
+            ("control.guests", "control.visitors"),
             ("control.ending",),
             ("control.state",),
             ("control.coordinator",),
@@ -147,7 +151,14 @@ ROOMS = (
         "client",
         (
             ("client",),
-            ("client.backend", "client.by_hand", "client.early_client", "client.requeue", "client.run_clock"),
+            (
+                "client.backend",
+                "client.by_hand",
+                "client.early_client",
+                "client.porch",
+                "client.requeue",
+                "client.run_clock",
+            ),
             ("client.announce", "client.dask_clients", "client.local", "client.membership", "client.refusal"),
             ("client.ranks", "client.status", "client.stopping"),
             ("client.session", "client.default_client"),
