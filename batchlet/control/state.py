@@ -334,7 +334,7 @@ class State(Ending):
         enough = self._rules.quorum(len(self._roster.planned()) + len(participants))
         started, seconds = self._started is not None, self._rules.start_timeout
         missing = wording.missing_parts(
-            participants, workers, not started, lambda name: self._roster.node_of(name, nodes)
+            participants, workers, not started, lambda who: self._roster.node_of(who, nodes)
         )
         if enough is not None and count >= enough and self._roster.connected(CLIENT) and started:
             self._out.add(
