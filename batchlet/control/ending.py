@@ -49,6 +49,8 @@ class Ending:
         self._versions = versions
         self._visitors = Visitors(self._roster, self._out, versions)
         self._block = 0
+        # Where the scheduler of the block is, from when that is known to the block's end.
+        self._started: m.SchedulerStarted | None = None
         self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
 
     @property
@@ -83,7 +85,7 @@ class Ending:
             self._fail(VersionMismatchError(text))
 
     def _pause(self) -> None:
-        self._phase = PAUSING
+        self._phase, self._started = PAUSING, None
         self._out.tell_scheduler(m.Stopping())
         for peer in self._hosts():
             peer.paused = False

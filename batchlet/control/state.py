@@ -65,7 +65,6 @@ class State(Ending):
         self._facts: Mapping[str, Sequence[Any]] | None = None
         # Seconds for the client to come, where the first block is its own affair.
         self._patience = 0.0
-        self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
         self._guests = Guests(self._roster, self._out)
@@ -131,8 +130,7 @@ class State(Ending):
         elif self._phase == STOPPING:
             self._out.send([peer], m.Stop())
         elif peer.role == VISITOR:
-            started = self._started if self._phase in (STARTING, RUNNING) else None
-            self._visitors.enter(peer, hello.versions, self._launch, started)
+            self._visitors.enter(peer, hello.versions, self._launch, self._started)
         elif self._versions != hello.versions:
             self._refuse(peer, wording.other_versions(peer.name, peer.node, hello.versions, self._versions))
         elif peer.role != SCHEDULER:
@@ -279,9 +277,8 @@ class State(Ending):
             return
         limit = self._rules.scheduler_timeout
         if self._pulse.silence_after(seconds) > limit and self._phase == RUNNING:
-            self._fail(
-                ClusterLostError(f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout).")
-            )
+            text = f"The scheduler, rank 0, has not responded for {limit:g} s (scheduler_timeout)."
+            self._fail(ClusterLostError(text))
 
     def _timer(self, name: str) -> None:
         if name == _OBITUARY:
@@ -334,12 +331,11 @@ class State(Ending):
         enough = self._rules.quorum(len(self._roster.planned()) + len(participants))
         started, seconds = self._started is not None, self._rules.start_timeout
         missing = wording.missing_parts(
-            participants, workers, not started, lambda who: self._roster.node_of(who, nodes)
+            participants, workers, not started, lambda name: self._roster.node_of(name, nodes)
         )
         if enough is not None and count >= enough and self._roster.connected(CLIENT) and started:
-            self._out.add(
-                e.NoteLoss(f"{missing} after {seconds:g} s; the run goes on with {count} workers (min_workers)")
-            )
+            text = f"{missing} after {seconds:g} s; the run goes on with {count} workers (min_workers)"
+            self._out.add(e.NoteLoss(text))
             self._roster.expect_no_more(participants, late=True)
             self._ready()
             return
