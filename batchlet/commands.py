@@ -9,7 +9,7 @@ __all__ = ["COMMANDS", "find_command"]
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "ps": ("visits.ps", "[DIR]", "my runs that were started with --attach or --join"),
     "top": ("visits.top", "[RUN]", "what the workers of such a run are doing"),
-    "attach": ("visits.prompt", "[RUN]", "a Python prompt with a client of such a run; also -c CODE, script.py"),
+    "attach": ("visits.prompt", "[RUN]", "a Python prompt with a client of such a run; also -c CODE"),
     "dashboard": ("visits.dashboard", "[RUN]", "where such a run's dashboard is, and the way there"),
     "join": ("joining", "RUN", "in another job: its nodes come on top (of a run with --join)"),
 }

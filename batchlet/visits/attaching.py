@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import report
 from ..client.announce import dashboard_at
@@ -16,16 +16,13 @@ from ..versions import versions
 from .probe import Cluster, security_of
 from .visit import Visit, choose
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 __all__ = ["AttachedRun", "attach", "client_of"]
 
 # Seconds for a client to close at the end of its cluster.
 _CLOSING = 5.0
 
 
-def attach(run: str | None = None, *, asynchronous: bool = False, **options: Any) -> Client:
+def attach(run: str | None = None, *, asynchronous: bool = False, **options: Any) -> Any:
     """Give a Dask client of a run of yours that is under way, in a notebook on the login node for example.
 
     The run must have been started with ``attach=True`` (or ``join=True``); clusters of jobs can always be attached to.
@@ -82,7 +79,7 @@ def visit(run: str | None) -> Visit:
     return Visit(found.record, versions())
 
 
-def client_of(visit: Visit, **options: Any) -> Client:
+def client_of(visit: Visit, **options: Any) -> Any:
     """Make the client of a visit; the visit ends with it.
 
     Raises
