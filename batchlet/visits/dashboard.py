@@ -94,11 +94,12 @@ def _is_here(node: str) -> bool:
 
 def _tunnel(node: str, port: int) -> str | None:
     """Give the command that brings the dashboard to the user's own machine; `None` where the user is here."""
-    here = _is_here(node)
+    here, this = _is_here(node), socket.getfqdn()
     if here and "SSH_CONNECTION" not in os.environ:
         return None
-    jump = "" if here else f" -J {socket.getfqdn()}"
-    return f"ssh -N -L {port}:localhost:{port}{jump} {socket.getfqdn() if here else node}"
+    if this.startswith("localhost"):
+        this = socket.gethostname()
+    return f"ssh -N -L {port}:localhost:{port} {this if here else f'-J {this} {node}'}"
 
 
 def _open(visit: Visit, node: str, place: tuple[str, int], token: str | None) -> int:

@@ -16,7 +16,7 @@ from ..settings import describe_bytes
 from . import find
 from .find import Run
 from .probe import Life, Seen, probe, security_of
-from .usage import Total, total_of, workers_of
+from .usage import Total, percent, total_of, workers_of
 
 __all__ = ["main"]
 
@@ -119,8 +119,8 @@ def _row(run: Run, seen: Seen, used: Total | None) -> tuple[str, ...]:
         since,
         str(used.nodes),
         str(used.workers),
-        f"{used.cpu:.0%} of {used.threads}",
-        f"{used.memory / used.limit:.0%} of {describe_bytes(used.limit)}"
+        f"{percent(used.cpu)} of {used.threads}",
+        f"{percent(used.memory / used.limit)} of {describe_bytes(used.limit)}"
         if used.limit
         else describe_bytes(used.memory),
         f"{used.executing} running, {used.waiting} ready",

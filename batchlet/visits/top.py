@@ -16,8 +16,9 @@ from ..errors import EndError
 from ..settings import describe_bytes
 from ..values import seconds
 from ..versions import versions
+from .host_names import HostNames
 from .probe import Cluster, security_of
-from .usage import Total, Worker, total_of, workers_of
+from .usage import Total, Worker, percent, total_of, workers_of
 from .visit import Visit, choose
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ _HEAD = ("WORKER", "NODE", "CPU", "MEMORY", "SPILLED", "RUNNING", "READY", "NODE
 # Lines of the screen that are no worker's, with rich and without.
 _RICH_ROOM, _PLAIN_ROOM = 8, 4
 _LEAST = 5
+# Seconds for the names of hosts, where there is no second look.
+_NAMES = 1.0
+_names = HostNames()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,6 +89,7 @@ def _once(visit: Visit) -> int:
         report.note(visit.last_word)
         return 0
     workers = workers_of(asyncio.run(_identity(cluster)))
+    _names.find_out((worker.host for worker in workers), _NAMES)
     sys.stdout.write(_text(visit, workers, len(workers)))
     return 0
 
@@ -108,6 +113,7 @@ def _show(visit: Visit, interval: float) -> int:
                     workers = workers_of(asyncio.run(_identity(cluster)))
             if visit.is_over:
                 break
+            _names.find_out(worker.host for worker in workers or ())
             if show is not None:
                 show(visit, workers)
             else:
@@ -128,7 +134,7 @@ def _headline(visit: Visit, total: Total | None) -> str:
     memory = f"{describe_bytes(total.memory)}{f' of {describe_bytes(total.limit)}' if total.limit else ''}"
     return (
         f"{title}: {report.count(total.workers, 'worker')} on {report.count(total.nodes, 'node')}, "
-        f"CPUs {total.cpu:.0%} of {total.threads}, memory {memory}, {total.executing} tasks running, {total.waiting} ready"
+        f"CPUs {percent(total.cpu)} of {total.threads}, memory {memory}, {total.executing} tasks running, {total.waiting} ready"
         + (f", {describe_bytes(total.spilled)} spilled" if total.spilled else "")
         + (f", {total.paused} paused" if total.paused else "")
     )
@@ -136,12 +142,12 @@ def _headline(visit: Visit, total: Total | None) -> str:
 
 def _cells(worker: Worker) -> tuple[str, ...]:
     used = f"{describe_bytes(worker.memory)}" + (
-        f" of {describe_bytes(worker.limit)} {worker.filled:4.0%}" if worker.limit else ""
+        f" of {describe_bytes(worker.limit)} {percent(worker.filled):>5}" if worker.limit else ""
     )
     return (
         worker.name + (" (paused)" if worker.paused else ""),
-        worker.host,
-        f"{worker.cpu:.0%}",
+        _names[worker.host],
+        percent(worker.cpu),
         used,
         describe_bytes(worker.spilled) if worker.spilled else "-",
         f"{worker.executing}/{worker.threads}",

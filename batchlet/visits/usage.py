@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Total", "Worker", "total_of", "workers_of"]
+__all__ = ["Total", "Worker", "percent", "total_of", "workers_of"]
+
+
+def percent(part: float) -> str:
+    """Write a part of one for people."""
+    return f"{100 * part:.0f} %"
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,11 @@ class Worker:
         return self.memory / self.limit if self.limit else 0.0
 
     @property
-    def urgency(self) -> tuple[bool, float, float]:
-        """The more interesting the larger: paused ones, then busy ones, then full ones."""
-        return self.paused, max(self.cpu, self.executing / self.threads), self.filled
+    def order(self) -> tuple[Any, ...]:
+        """The more interesting the smaller: paused ones, then busy ones, then full ones; roughly, so that lines stay in place."""
+        busy = max(self.cpu, self.executing / self.threads)
+        digits = [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", self.name)]
+        return not self.paused, -round(busy, 1), -round(self.filled, 1), digits, self.name
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Total:
 def workers_of(identity: Mapping[str, Any]) -> list[Worker]:
     """Read what a scheduler says of its workers, the most interesting one first."""
     found = [_worker(known) for known in identity.get("workers", {}).values()]
-    return sorted(sorted(found, key=lambda worker: worker.name), key=lambda worker: worker.urgency, reverse=True)
+    return sorted(found, key=lambda worker: worker.order)
 
 
 def _worker(known: Mapping[str, Any]) -> Worker:

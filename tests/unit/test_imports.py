@@ -183,7 +183,7 @@ ROOMS = (
         "visits",
         (
             ("visits",),
-            ("visits.find", "visits.usage"),
+            ("visits.find", "visits.host_names", "visits.usage"),
             ("visits.probe",),
             ("visits.visit",),
             ("visits.attaching", "visits.dashboard", "visits.ps", "visits.top"),

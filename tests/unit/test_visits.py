@@ -114,8 +114,8 @@ def test_the_table_of_runs_has_a_column_for_each_figure_and_room_for_what_is_sai
     rows = [ps._row(RUNS[0], Seen(Life.ALIVE, cluster=object()), use), ps._row(RUNS[4], Seen(Life.ALIVE), None)]
     head, one, other = ps._table(rows).splitlines()
     assert one[head.index("WORKERS") :].startswith("2 ")
-    assert one[head.index("CPUS") :].startswith("12% of 4")
-    assert one[head.index("MEMORY") :].startswith("25% of 4.00 GiB")
+    assert one[head.index("CPUS") :].startswith("12 % of 4")
+    assert one[head.index("MEMORY") :].startswith("25 % of 4.00 GiB")
     assert other[head.index("NODES") :] == "    no cluster at the moment" or other.endswith("no cluster at the moment")
 
 
