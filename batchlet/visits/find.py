@@ -61,6 +61,11 @@ class Run:
         return self.record.began if self.record is not None else 0.0
 
     @property
+    def is_removed(self) -> bool:
+        """Whether there is no record any more where others are seen; a whole place may be there on some machines only."""
+        return self.record is None and not self.problem and self.file.parent.parent.is_dir()
+
+    @property
     def is_elsewhere(self) -> bool:
         """Whether it can be reached from its own machine alone, which is another one."""
         record = self.record
@@ -92,18 +97,17 @@ def runs(directories: Sequence[str] = ()) -> list[Run]:
                 found.setdefault(file, None)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         read = pool.map(lambda item: _read(*item), found.items())
-    return sorted((run for run in read if run is not None), key=lambda run: (run.began, run.name))
+    # Whatever else there is in a directory that is only looked at, is not ours to speak of.
+    known = [run for run in read if run.record is not None or run.entry is not None]
+    return sorted(known, key=lambda run: (run.began, run.name))
 
 
-def _read(file: Path, entry: Path | None) -> Run | None:
-    """Read a record; `None` where there is none, and where something else has its name."""
+def _read(file: Path, entry: Path | None) -> Run:
+    """Read a record."""
     try:
         record, problem = FileRendezvous(str(file.parent), file.name.removesuffix(".json"), _node()).look()
     except EndError as error:
         record, problem = None, str(error)
-    if record is None and entry is None:
-        # Whatever else there is in a directory that we were only told to look at, is not ours to speak of.
-        return None
     return Run(file, entry, record, problem)
 
 
@@ -112,7 +116,7 @@ def by_path(path: str) -> Run:
     file = Path(path).expanduser().absolute()
     file = file if file.suffix == ".json" else file.with_name(f"{file.name}.json")
     entries = {target: entry for entry, target in register.entries().items()}
-    return _read(file, entries.get(file)) or Run(file)
+    return _read(file, entries.get(file))
 
 
 def matching(word: str | None, among: Iterable[Run]) -> list[Run]:

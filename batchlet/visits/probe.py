@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -133,7 +134,9 @@ def probe(runs: Sequence[Run], seconds: float = _ANSWER) -> list[Seen]:
     list of Seen
         One for each.
     """
-    return asyncio.run(_probe(runs, seconds))
+    # In a thread of its own: in a notebook an event loop runs in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _probe(runs, seconds)).result()
 
 
 async def _probe(runs: Sequence[Run], seconds: float) -> list[Seen]:
@@ -153,7 +156,7 @@ async def _probe(runs: Sequence[Run], seconds: float) -> list[Seen]:
 async def _listens(run: Run, seconds: float, free: asyncio.Semaphore) -> Life:
     """Find out whether anybody listens at all, which costs little."""
     if run.record is None:
-        return Life.UNREADABLE
+        return Life.DEAD if run.is_removed else Life.UNREADABLE
     if run.is_elsewhere:
         return Life.ELSEWHERE
     async with free:

@@ -58,7 +58,7 @@ class Worker:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """The more interesting the smaller: paused ones, then busy ones, then full ones; roughly, so that lines stay in place."""
+        """The more interesting, the smaller: paused, then busy, then full ones; in steps, so that lines stay in place."""
         busy = max(self.cpu, self.executing / self.threads)
         digits = [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", self.name)]
         return not self.paused, -round(busy, 1), -round(self.filled, 1), digits, self.name

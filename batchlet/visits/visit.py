@@ -149,7 +149,7 @@ class Visit:
 
     def _hear(self, message: Message) -> None:
         """Take in what the coordinator says; in the connection's thread."""
-        cluster = self._cluster
+        cluster, over, end = self._cluster, False, None
         match message:
             case Welcome():
                 self._welcome = message
@@ -159,13 +159,16 @@ class Visit:
             case Pause():
                 cluster = None
             case Stop():
-                cluster, self._over = None, True
+                cluster, over = None, True
             case Failed():
-                cluster, self._over, self._end = None, True, self._connection.failure
+                cluster, over, end = None, True, self._connection.failure
             case _:
                 return
         with self._changed:
-            self._cluster, self._known = cluster, True
+            if self._over:
+                # The connection ends, which is no news.
+                return
+            self._cluster, self._over, self._end, self._known = cluster, over, end, True
             self._changed.notify_all()
         for listener in list(self._listeners):
             listener()
