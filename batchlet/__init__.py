@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .errors import BatchletError, ClusterLostError, InputError, StartTimeoutError
     from .factory import cluster
     from .jobs.cluster import BatchletCluster
+    from .visits.attaching import attach
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "InputError",
     "StartTimeoutError",
     "__version__",
+    "attach",
     "cluster",
 ]
 
@@ -33,6 +35,10 @@ def __getattr__(name: str) -> object:
         from .factory import cluster
 
         return cluster
+    if name == "attach":
+        from .visits.attaching import attach
+
+        return attach
     if name in __all__:
         from . import errors
 

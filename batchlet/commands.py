@@ -7,6 +7,10 @@ __all__ = ["COMMANDS", "find_command"]
 #: By its word: the module inside Batchlet, what follows the word, and what it is for, as the help says it.
 #: A module is imported only when its word is typed, and its `main` gives the exit code.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "ps": ("visits.ps", "[DIR]", "my runs that were started with --attach or --join"),
+    "top": ("visits.top", "[RUN]", "what the workers of such a run are doing"),
+    "attach": ("visits.prompt", "[RUN]", "a Python prompt with a client of such a run; also -c CODE"),
+    "dashboard": ("visits.dashboard", "[RUN]", "where such a run's dashboard is, and the way there"),
     "join": ("joining", "RUN", "in another job: its nodes come on top (of a run with --join)"),
     "report": ("reporting", "FILE", "what a run did with what it was granted (report.json of --report)"),
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from .errors import PlanError
 
-__all__ = ["for_local", "for_scheduler", "for_strangers", "for_workers", "make_room"]
+__all__ = ["for_local", "for_scheduler", "for_strangers", "for_workers", "limit", "make_room"]
 
 # Counted with distributed 2026.8. A process has some twenty to begin with; what the user's code opens is on top of it.
 _TO_BEGIN_WITH = 64
@@ -24,8 +24,15 @@ _STRANGERS = 256
 # What the limit is raised to, as a multiple of that: tasks open files, and each worker may connect to each other one.
 _ROOM = 4
 _ROOM_AT_LEAST = 4096
+_MANY = 1 << 16
 # Its kernel takes no more (OPEN_MAX), whatever the hard limit says.
 _MACOS = 10240
+
+
+def limit() -> int:
+    """How many files this process may have open, at most some 65,000."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MANY if soft == resource.RLIM_INFINITY else min(soft, _MANY)
 
 
 def make_room(workers: int, total: int) -> None:

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +62,21 @@ class Program:
     def _is_archive(self) -> bool:
         return Path(self.target).is_dir() or self.target.endswith((".zip", ".pyz"))
 
-    def run(self) -> None:
-        """Run the program as ``__main__`` in this process; whatever it raises comes out of here."""
+    def run(self, names: Mapping[str, object] | None = None) -> None:
+        """Run the program as ``__main__`` in this process; whatever it raises comes out of here.
+
+        Parameters
+        ----------
+        names : mapping of str to object, optional
+            What a script, or code, finds as its own variables.
+        """
         if self.kind == "module":
             sys.argv[:] = [self.target, *self.arguments]
             runpy.run_module(self.target, run_name="__main__", alter_sys=True)
             return
         source = b""
         main = types.ModuleType("__main__")
-        main.__dict__["__builtins__"] = builtins
+        main.__dict__.update(names or {}, __builtins__=builtins)
         if self.kind == "code":
             sys.argv[:] = ["-c", *self.arguments]
             source, name = self.target.encode(), "<string>"

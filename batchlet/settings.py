@@ -148,6 +148,11 @@ class Settings:
     join: bool = _option(
         flag, False, "whether other jobs may bring their nodes while the run is under way: python -m batchlet join RUN"
     )
+    attach: bool = _option(
+        flag,
+        False,
+        "whether you can look at the run, and use its cluster, from outside: python -m batchlet ps, top, attach",
+    )
     security: object = _option(
         _security,
         True,
@@ -277,6 +282,11 @@ class Settings:
         """Give a file or directory that was asked for, as seen from the directory in which this process is."""
         value = getattr(self, name)
         return None if value is None else str(Path(value).expanduser().absolute())
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether others of the same user may come while the run is under way: its record stays."""
+        return self.join or self.attach
 
     @property
     def given(self) -> dict[str, Any]:

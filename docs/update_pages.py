@@ -20,6 +20,7 @@ ROOMS = {
     "jobs": "clusters that grow: jobs that are submitted to a batch system",
     "client": "the client: entering and leaving a run",
     "run_report": "what a run did with what it was granted",
+    "visits": "looking at a run, and using its cluster, from outside",
     "node": "what happens on a node",
     "control": "who is alive, who has failed, when it ends",
     "launchers": "how Batchlet starts ranks itself",

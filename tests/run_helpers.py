@@ -102,6 +102,8 @@ class Place:
             **clean,
             "PATH": f"{python}{os.pathsep}{clean.get('PATH', '/usr/bin:/bin')}",
             "TMPDIR": str(self.tmp),
+            # Where runs that can be attached to are entered.
+            "XDG_STATE_HOME": str(self.base / "state"),
             MARK: self.mark,
         }
 

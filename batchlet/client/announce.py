@@ -15,6 +15,7 @@ from ..errors import EndError
 from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
+from ..plan import LOCAL
 from ..settings import Settings, describe_bytes
 from .backend import Backend, StartInfo
 
@@ -49,8 +50,12 @@ def announce(backend: Backend, start: StartInfo) -> None:
         secure=rank.settings.security is not False,
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
     )
-    if rank.settings.join and start.run_id is not None:
+    if start.run_id is None:
+        return
+    if rank.settings.join and rank.role != LOCAL:
         report.note(f"more nodes: python -m batchlet join {shlex.quote(_record_of(rank, start.run_id))}")
+    if rank.settings.attach:
+        report.note(f"attach: python -m batchlet attach {shlex.quote(start.run_id)} (or top, dashboard)")
 
 
 def advice(rank: Rank) -> str:

@@ -42,7 +42,7 @@ class StartInfo:
     threads, memory : tuple of int
         The least and the most of one worker; memory in bytes.
     run_id : str, optional
-        Name of the run, by which others can join it; `None` where nobody can.
+        Name of the run, by which others can join it, or attach to it; `None` where nobody can.
     """
 
     address: str

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import open_files, timeline
-from ..errors import EndError
+from ..environments.batch_jobs import in_job
+from ..errors import EndError, NetworkError
 from ..network import LOOPBACK
 from ..node.rank import Rank
 from ..node.sampling import planned
 from ..rendezvous import FileRendezvous
 from ..run_report.book import Book
-from ..security import Credentials
+from ..security import Credentials, dashboard_token
 from ..versions import versions
 from . import telling
 from .backend import News, Outcome, StartInfo
+from .porch import Porch
 
 __all__ = ["LocalBackend"]
 
@@ -62,6 +64,7 @@ class LocalBackend:
         self._notes: FileRendezvous | None = None
         self._book: Book | None = None
         self._last_look: Callable[[], object] = lambda: None
+        self._porch: Porch | None = None
 
     @property
     def rank(self) -> Rank:
@@ -81,8 +84,10 @@ class LocalBackend:
         timeline.mark("Dask imported")
         rank, plan, settings = self._rank, self._plan, self._rank.settings
         wanted = settings.security
-        security = tls.security_for(wanted, Credentials.generate() if wanted is True else None)
-        token = secrets.token_hex(16) if wanted is not False else None
+        credentials = Credentials.generate() if wanted is True or (wanted and settings.attach) else None
+        security = tls.security_for(wanted, credentials)
+        secret = secrets.token_hex(32)
+        token = dashboard_token(secret) if wanted is not False else None
         enter = self._stack.enter_context
         self._scratch = enter(
             scratch.scratch(settings, rank.environment.scratch_directories(rank.environ), rank.info.run_id)
@@ -91,7 +96,7 @@ class LocalBackend:
         enter(open_files.for_local(len(plan.workers)))
         enter(processes.hidden_main())
         enter(workers.configured())
-        host = rank.reachable_host() if settings.interface else LOOPBACK
+        host = self._host()
         self._book = book = _book(rank)
         book.take(telling.about(settings, rank.environ))
         book.began()
@@ -99,10 +104,17 @@ class LocalBackend:
         self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
         book.take([("ready", {})])
         self._last_look = local_cluster.sample(self._cluster, rank.info.node, book.take)
+        dashboard = dashboard_place(self._cluster.scheduler)
+        attached = False
+        if settings.attach:
+            porch = Porch(rank, host, secret, credentials)
+            self._stack.callback(porch.close)
+            attached = porch.open(self._cluster.scheduler_address, dashboard)
+            self._porch = porch
         threads, memory = [worker.threads for worker in plan.workers], [worker.memory for worker in plan.workers]
         return StartInfo(
             address=self._cluster.scheduler_address,
-            dashboard=dashboard_place(self._cluster.scheduler),
+            dashboard=dashboard,
             token=token,
             node=rank.info.node,
             security=security,
@@ -111,7 +123,18 @@ class LocalBackend:
             nodes=1,
             threads=(min(threads), max(threads)),
             memory=(min(memory), max(memory)),
+            run_id=rank.info.run_id if attached else None,
         )
+
+    def _host(self) -> str:
+        """Where to listen: in a job of a batch system whoever attaches does so from another machine."""
+        rank, settings = self._rank, self._rank.settings
+        if settings.interface:
+            return rank.reachable_host()
+        if settings.attach and in_job(rank.environ):
+            with contextlib.suppress(NetworkError):
+                return rank.reachable_host()
+        return LOOPBACK
 
     def for_report(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """See the protocol."""
@@ -138,6 +161,9 @@ class LocalBackend:
     def stop(self) -> Outcome:
         """See the protocol."""
         self._last_look()
+        if self._porch is not None:
+            # Whoever looks on leaves before the cluster goes.
+            self._porch.close()
         self._cluster.close()
         return Outcome(use=self._book.use() if self._book is not None else {})
 

@@ -206,7 +206,7 @@ class RanksBackend:
         latest = None if self._launcher is not None else (self._early or self._rendezvous).latest
         connection = connect(rank, record, name=name, role=CLIENT, brings=brings, latest=latest)
         membership.connected(connection)
-        if rank.settings.join:
+        if rank.settings.stays_open:
             membership.stack.callback(_tidy_up, rank, connection)
         timeline.mark("rank 0 found")
         return connection

@@ -25,6 +25,7 @@ from .door import Door
 from .events import Rules
 from .handshake import receive, run_loop
 from .state import DEADLINE, State
+from .visitors import pace
 from .wire import encode
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Owner"]
@@ -214,11 +215,13 @@ class Coordinator:
         number = next(self._numbers)
         self._writers[number] = writer
         self._advance(e.PeerEntered(number, hello))
+        wait = pace(hello)
         try:
             while (message := await receive(reader)) is not None:
                 if isinstance(message, (m.ForReport, m.Timeline)):
                     self._keep(message, hello.node)
                 self._advance(e.MessageCame(number, message))
+                await wait()
         finally:
             del self._writers[number]
             self._advance(e.PeerLeft(number))

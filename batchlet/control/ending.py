@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import EndError, StartTimeoutError, VersionMismatchError
@@ -12,6 +12,7 @@ from . import messages as m
 from .guests import GUEST
 from .outbox import Outbox
 from .roster import Peer, Roster
+from .visitors import VISITOR, Visitors
 
 __all__ = ["FAILED", "IDLE", "LINGER", "PAUSE", "PAUSING", "RUNNING", "STARTING", "STOP", "STOPPING", "STUCK", "Ending"]
 
@@ -31,11 +32,13 @@ class Ending:
         Name of rank 0's node.
     ranks : int
         How many there are.
+    versions : mapping of str to str
+        Versions of Python and packages on rank 0; all others must have the same.
     stop_timeout : float
         Seconds for an end before any block has begun; see `batchlet.settings.Settings`.
     """
 
-    def __init__(self, node: str, ranks: int, stop_timeout: float) -> None:
+    def __init__(self, node: str, ranks: int, versions: Mapping[str, str], stop_timeout: float) -> None:
         self._ranks = ranks
         self._stop_timeout = stop_timeout
         self._phase = IDLE
@@ -43,7 +46,11 @@ class Ending:
         self._ending = False
         self._roster = Roster(node)
         self._out = Outbox(self._roster)
+        self._versions = versions
+        self._visitors = Visitors(self._roster, self._out, versions)
         self._block = 0
+        # Where the scheduler of the block is, from when that is known to the block's end.
+        self._started: m.SchedulerStarted | None = None
         self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
 
     @property
@@ -78,11 +85,12 @@ class Ending:
             self._fail(VersionMismatchError(text))
 
     def _pause(self) -> None:
-        self._phase = PAUSING
+        self._phase, self._started = PAUSING, None
         self._out.tell_scheduler(m.Stopping())
         for peer in self._hosts():
             peer.paused = False
         self._out.send(self._hosts(), m.Pause())
+        self._visitors.say_paused()
         self._timed(PAUSE, self._stop_timeout)
 
     def _say_over(self) -> None:
@@ -118,7 +126,7 @@ class Ending:
             self._say_closed()
         # After the deadline nobody is waited for who has not come: they had their time.
         late = isinstance(self._failure, StartTimeoutError)
-        if self._phase == FAILED and not self._roster.connected() and (late or not self._roster.awaited):
+        if self._phase == FAILED and not self._roster.connected(but=VISITOR) and (late or not self._roster.awaited):
             self._end()
 
     def _say_closed(self) -> None:

@@ -67,7 +67,7 @@ class Hello(Message):
     name : str
         Of this connection: the rank, "agent-2", "scheduler" or "client".
     role : str
-        "scheduler", "client" or "worker".
+        "scheduler", "client" or "worker"; of those from outside "guest" or "visitor".
     node : str
         Where I am.
     local_ranks : sequence of int
@@ -234,7 +234,7 @@ class Done(Message):
 
 @dataclass(frozen=True)
 class Pause(Message):
-    """To the agents: the block is over; close its workers, and wait for another one."""
+    """To the agents: the block is over; close its workers, and wait for another one. To visitors: no cluster is there now."""
 
 
 @dataclass(frozen=True)

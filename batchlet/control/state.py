@@ -29,6 +29,7 @@ from .events import Rules
 from .guests import GUEST, Guests
 from .pulse import Pulse
 from .roster import Peer
+from .visitors import VISITOR, as_visitor
 
 __all__ = ["DEADLINE", "FAILED", "IDLE", "PAUSING", "RUNNING", "STARTING", "STOPPING", "State"]
 
@@ -55,9 +56,8 @@ class State(Ending):
     """
 
     def __init__(self, node: str, ranks: int, versions: Mapping[str, str], stop_timeout: float) -> None:
-        super().__init__(node, ranks, stop_timeout)
+        super().__init__(node, ranks, versions, stop_timeout)
         self._node = node
-        self._versions = versions
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)
         # Of the block
         self._rules: Rules | None = None
@@ -65,7 +65,6 @@ class State(Ending):
         self._facts: Mapping[str, Sequence[Any]] | None = None
         # Seconds for the client to come, where the first block is its own affair.
         self._patience = 0.0
-        self._started: m.SchedulerStarted | None = None
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
         self._guests = Guests(self._roster, self._out)
@@ -125,11 +124,13 @@ class State(Ending):
             self._died_at_start([participant], node)
 
     def _enter(self, number: int, hello: m.Hello) -> None:
-        peer = self._roster.enter(number, hello)
+        peer = self._roster.enter(number, as_visitor(hello))
         if self._failure is not None:
             self._out.send([peer], m.Failed.of(self._failure))
         elif self._phase == STOPPING:
             self._out.send([peer], m.Stop())
+        elif peer.role == VISITOR:
+            self._visitors.enter(peer, hello.versions, self._launch, self._started)
         elif self._versions != hello.versions:
             self._refuse(peer, wording.other_versions(peer.name, peer.node, hello.versions, self._versions))
         elif peer.role != SCHEDULER:
@@ -144,7 +145,7 @@ class State(Ending):
     def _hear(self, peer: Peer, message: m.Message) -> None:
         if peer.role == SCHEDULER:
             self._hear_scheduler(message)
-        if self._guests.hear(peer, message):
+        if self._guests.hear(peer, message) or self._visitors.hear(peer, message):
             return
         match message:
             case m.Ping():
@@ -203,7 +204,7 @@ class State(Ending):
                 self._out.add_once(e.StopServing())
             elif peer.block == self._block:
                 self._scheduler_lost(None)
-        elif self._over:
+        elif self._over or peer.role == VISITOR:
             pass
         elif peer.role == GUEST:
             self._guests.leave(peer, lost=lost)

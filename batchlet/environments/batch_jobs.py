@@ -12,10 +12,10 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..launch_variables import whole_number
+from ..launch_variables import SLURM_JOB_ID, whole_number
 from .base import Figure, Grant
 
-__all__ = ["job_grant"]
+__all__ = ["in_job", "job_grant"]
 
 _MIB = 1 << 20
 
@@ -37,6 +37,11 @@ def job_grant(environ: Mapping[str, str]) -> Grant:
         if environ.get(mark):
             return read(environ)
     return Grant()
+
+
+def in_job(environ: Mapping[str, str]) -> bool:
+    """Whether there is a job of any batch system around this process."""
+    return any(environ.get(mark) for mark in (SLURM_JOB_ID, *_SYSTEMS))
 
 
 def _gridengine(environ: Mapping[str, str]) -> Grant:

@@ -36,6 +36,7 @@ from ..control.messages import (
     Told,
     Welcome,
 )
+from ..control.visitors import VISITOR, Reception
 from ..control.wire import encode
 from ..errors import VersionMismatchError
 from ..security import Credentials
@@ -132,8 +133,8 @@ class Hub:
         Gives the orders for a node of a job, by the job's name and the number of the node among those that have come; `None`
         where the job is not wanted any more. Called in the hub's thread.
     welcome : callable
-        Gives what a guest is to know, options and more as `Welcome` has them, and the address of the scheduler. Called in the
-        hub's thread.
+        Gives what guests and visitors are to know, options and more as `Welcome` has them, and where the scheduler is. Called
+        in the hub's thread.
     on_event : callable
         Gets each `Event`. Called in the hub's thread.
     """
@@ -144,12 +145,13 @@ class Hub:
         secret: str,
         credentials: Credentials | None,
         orders: Callable[[str, int], str | None],
-        welcome: Callable[[], tuple[str, str]],
+        welcome: Callable[[], tuple[str, SchedulerStarted]],
         on_event: Callable[[Event], object],
     ) -> None:
         self._place = (host, secret, credentials)
         self._orders = orders
         self._welcome = welcome
+        self._reception = Reception(versions(), welcome)
         self._on_event = on_event
         self._versions = versions()
         # By job: the connection to the agent of each of its nodes, by that node's number.
@@ -175,7 +177,7 @@ class Hub:
         self._later(self._send_all, message)
 
     def dismiss_guests(self, timeout: float) -> None:
-        """Have nodes of other jobs leave the cluster, and wait for that so many seconds."""
+        """Have visitors and nodes of other jobs leave the cluster, and wait for the latter so many seconds."""
         with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
             asyncio.run_coroutine_threadsafe(self._dismiss_guests(), self._loop).result(timeout)
 
@@ -202,6 +204,9 @@ class Hub:
 
     async def _serve(self, hello: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hear what an agent has to say, for as long as it is there."""
+        if hello.role == VISITOR:
+            await self._reception.serve(hello, reader, writer)
+            return
         job, node = hello.name, hello.node
         problem = self._mismatch(hello)
         if problem is not None:
@@ -243,9 +248,9 @@ class Hub:
             return
         guests, number, lost = self._guests, next(self._numbers), True
         guests[number] = writer
-        launch, scheduler = self._welcome()
+        launch, started = self._welcome()
         self._write(writer, Welcome({}, launch))
-        self._write(writer, SchedulerStarted(scheduler))
+        self._write(writer, started)
         try:
             while (message := await receive(reader)) is not None:
                 match message:
@@ -265,6 +270,7 @@ class Hub:
                 self._guests_gone.set()
 
     async def _dismiss_guests(self) -> None:
+        self._reception.say_over()
         guests, self._guests = self._guests, None
         for writer in (guests or {}).values():
             self._write(writer, Stop())

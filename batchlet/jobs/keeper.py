@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import report
-from ..control.messages import Others
+from ..control.messages import Others, SchedulerStarted
+from ..dask_backend.scheduler import dashboard_place
 from ..errors import RendezvousError
 from ..node import inputs
-from ..rendezvous import CoordinatorRecord, FileRendezvous
+from ..rendezvous import CoordinatorRecord, FileRendezvous, register
 from ..security import Credentials
 from . import hub as h
 from . import record as r
@@ -106,13 +107,11 @@ class JobKeeper:
         """Let agents come: a port for them, the record, and the custodian; in the cluster's event loop."""
         self._loop = asyncio.get_running_loop()
         self._custodian = Custodian(self.desk.environ)
-        self._custodian.files([self.record, *self.logs.files, f"{self._rendezvous.directory}/"])
         self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self.account.heard)
-        certificate = self.credentials.certificate if self.credentials is not None else ""
-        node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
-        self._published = CoordinatorRecord(
-            run_id, secrets.token_hex(16), node, host, self._hub.port, self.secret, certificate
-        )
+        where = (self._rendezvous.run_id, f"{self._system.name} jobs", host, self._hub.port)
+        self._published = _new_record(*where, self.secret, self.credentials)
+        entry = str(register.entry_of(self._published) or self.record)
+        self._custodian.files([entry, self.record, *self.logs.files, f"{self._rendezvous.directory}/"])
         self._watch = Watch(
             self._system, self.desk.environ, self.book, lambda *seen: self._follow(self.book.seen(*seen))
         )
@@ -138,6 +137,7 @@ class JobKeeper:
         self.prepare()
         if self._rendezvous.latest() is None:
             self._rendezvous.publish(self._published)
+            register.enter(self._published, self._rendezvous.file)
 
     async def dismiss_guests(self) -> None:
         """Have nodes of other jobs leave, while the scheduler is there."""
@@ -174,6 +174,7 @@ class JobKeeper:
         if self._hub is not None:
             await self._loop.run_in_executor(None, self._hub.close)
             self._rendezvous.withdraw()
+            register.leave(self._published)
         self.remove_files()
         if self._custodian is not None and self.desk.uncancelled:
             report.note("jobs could not be cancelled; a process that stays on this machine goes on trying")
@@ -263,9 +264,10 @@ class JobKeeper:
             )
         )
 
-    def _welcome(self) -> tuple[str, str]:
-        """Give what a node of another job is to know; in the hub's thread."""
-        return inputs.to_text(inputs.for_agent(self._given, time.monotonic())), self._cluster.scheduler_contact
+    def _welcome(self) -> tuple[str, SchedulerStarted]:
+        """Give what a node of another job, or a visitor, is to know; in the hub's thread."""
+        started = SchedulerStarted(self._cluster.scheduler_contact, dashboard_place(self._cluster.scheduler))
+        return inputs.to_text(inputs.for_agent(self._given, time.monotonic())), started
 
     def _heard(self, event: h.Event) -> None:
         """Take in what has happened; in the hub's thread."""
@@ -339,3 +341,11 @@ class JobKeeper:
             self._tasks.append(self._loop.create_task(self.desk.cancel([job.job_id])))
         self._cluster.part_with(name)
         self._tell_custodian_soon()
+
+
+def _new_record(
+    run_id: str, job: str, host: str, port: int, secret: str, credentials: Credentials | None
+) -> CoordinatorRecord:
+    node, nonce = os.uname().nodename.split(".")[0], secrets.token_hex(16)
+    certificate = credentials.certificate if credentials is not None else ""
+    return CoordinatorRecord(run_id, nonce, node, host, port, secret, certificate, job, time.time())

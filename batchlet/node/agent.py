@@ -381,6 +381,6 @@ class _Agent:
             connection.close()
         lost = connection is not None and not connection.coordinator_is_alive
         self._rendezvous.withdraw(orphaned=lost)
-        if connection is not None and lost and self._rank.settings.join:
+        if connection is not None and lost and self._rank.settings.stays_open:
             self._rank.remove_orphan(connection.record)
         return code

@@ -17,7 +17,7 @@ from ..control.coordinator import Coordinator, CoordinatorConfig
 from ..control.signals import handled
 from ..errors import EndError, NetworkError
 from ..network import LOOPBACK, reachable_host
-from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous
+from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous, register
 from ..run_report.book import Book
 from ..security import Credentials
 from ..settings import PREFIX
@@ -71,12 +71,21 @@ class CoordinatorRank:
         )
         certificate = self._credentials.certificate if self._credentials is not None else ""
         self._record = CoordinatorRecord(
-            rank.info.run_id, secrets.token_hex(8), rank.info.node, host, coordinator.listen(), secret, certificate
+            rank.info.run_id,
+            secrets.token_hex(8),
+            rank.info.node,
+            host,
+            coordinator.listen(),
+            secret,
+            certificate,
+            f"{rank.info.mode} {rank.info.job}".strip(),
+            time.time(),
         )
         self._failure: EndError | None = None
         self._block: SchedulerBlock | None = None
         # The record for those who join later, where the ranks have none in a file.
         self._kept: FileRendezvous | None = None
+        self._registered = False
         self._over = threading.Event()
         self._book = Book(versions())
         # What the user asks for in the next block, as `batchlet.node.inputs.to_text` has it; `None` at the end of the run.
@@ -158,22 +167,32 @@ class CoordinatorRank:
 
     def met(self) -> None:
         """All have read the record: whatever ends the run, it will not be left behind, unless others are to come later."""
-        join, alone = self._rank.settings.join, self._record.host == LOOPBACK
-        if join and alone:
+        settings, alone = self._rank.settings, self._record.host == LOOPBACK
+        if settings.join and alone:
             # `batchlet.early` has listened before the script could say so.
             report.note(
                 f"other jobs cannot join this run of one node: that takes {PREFIX}JOIN=true, set before the start"
             )
-        if alone or not join:
+        if not (settings.attach or (settings.join and not alone)):
             self._rendezvous.withdraw()
             return
-        if not isinstance(self._rendezvous, FileRendezvous):
+        place = self._rendezvous
+        if not isinstance(place, FileRendezvous):
             # The ranks have met in another way; those who come have a file alone.
-            self._kept = self._rank.notes(self._record)
+            place = self._kept = self._rank.notes(self._record)
             try:
-                self._kept.publish(self._record)
+                place.publish(self._record)
             except EndError as error:
-                report.note(f"other jobs cannot join this run: {error}")
+                report.note(f"nobody can join this run, or attach to it: {error}")
+                return
+        self._registered, problem = True, register.enter(self._record, place.file)
+        if settings.attach and alone:
+            report.note(
+                f"this run of one node can be attached to from node {self._record.node} alone: from elsewhere that takes "
+                f"{PREFIX}ATTACH=true, set before the start"
+            )
+        if problem and settings.attach:
+            report.note(f"python -m batchlet ps will not find this run, but for {place.directory}: {problem}")
 
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
@@ -240,6 +259,8 @@ class CoordinatorRank:
         self._rendezvous.withdraw()
         if self._kept is not None:
             self._kept.withdraw()
+        if self._registered:
+            register.leave(self._record)
         # The note of a client that was killed.
         with contextlib.suppress(EndError):
             self._rank.notes(self._record).remove_note()

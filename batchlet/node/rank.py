@@ -11,7 +11,7 @@ from ..environments import Environment, Figure, ProcessInfo, select
 from ..errors import BatchletError, EndError
 from ..network import reachable_host
 from ..plan import WORKER, Plan, hosts_workers, make_plan, role_of
-from ..rendezvous import CoordinatorRecord, FileRendezvous
+from ..rendezvous import CoordinatorRecord, FileRendezvous, register
 from ..resources import HostFacts, node_resources, read_host
 from ..security import dashboard_token
 from ..settings import Settings
@@ -139,8 +139,8 @@ class Rank:
         return make_plan(self.info, node_resources(grant, host or read_host(), figure), self.settings)
 
     def reachable_host(self) -> str:
-        """Address of this node; see `batchlet.network.reachable_host`. Other nodes may join a run that has one."""
-        nodes = max(2, self.info.nodes) if self.settings.join else self.info.nodes
+        """Address of this node; see `batchlet.network.reachable_host`. Other nodes may come to a run that has one."""
+        nodes = max(2, self.info.nodes) if self.settings.stays_open else self.info.nodes
         return reachable_host(self.info.node, nodes, self.settings.interface)
 
     def dashboard_token(self, record: CoordinatorRecord) -> str | None:
@@ -165,6 +165,7 @@ class Rank:
         kept = self.notes(record)
         if kept.latest() == record:
             kept.withdraw(orphaned=True)
+        register.leave(record)
 
 
 def unexpected(error: Exception, where: str) -> EndError:

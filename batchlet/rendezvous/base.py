@@ -30,6 +30,10 @@ class CoordinatorRecord:
         Shared by the ranks of this run and nobody else; hexadecimal.
     certificate : str
         By which rank 0 is known, in PEM; empty where the user has turned security off.
+    job : str
+        What a person calls the job, such as "slurm job 4242.0".
+    began : float
+        When the run began, in seconds since the epoch.
     """
 
     run_id: str
@@ -39,6 +43,8 @@ class CoordinatorRecord:
     port: int
     secret: str = field(repr=False)
     certificate: str = field(default="", repr=False)
+    job: str = ""
+    began: float = 0.0
 
     def to_json(self) -> str:
         """Write the record as one JSON object."""
@@ -58,11 +64,12 @@ class CoordinatorRecord:
         if not isinstance(data, dict) or set(data) != names:
             msg = "not a coordinator record"
             raise ValueError(msg)
-        port = data.pop("port")
-        if not isinstance(port, int) or not all(isinstance(value, str) for value in data.values()):
+        port, began = data.pop("port"), data.pop("began")
+        numbers = isinstance(port, int) and isinstance(began, (int, float))
+        if not numbers or not all(isinstance(value, str) for value in data.values()):
             msg = "not a coordinator record"
             raise ValueError(msg)
-        return cls(port=port, **data)
+        return cls(port=port, began=began, **data)
 
 
 class Rendezvous(ABC):

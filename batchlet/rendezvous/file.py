@@ -66,6 +66,11 @@ class FileRendezvous(Rendezvous):
         """See the base class."""
         return str(self.directory)
 
+    @property
+    def file(self) -> Path:
+        """Where the record is, or would be."""
+        return self._file
+
     def check(self) -> None:
         """See the base class. Makes the directory, so that every rank runs into the same problem if there is one."""
         for attempt in range(_MKDIR_TRIES):

@@ -311,6 +311,89 @@ def test_guests_that_die_or_cannot_take_part_do_not_end_the_run_and_are_one_line
     assert world.done(e.Report) == []
 
 
+def visitor(world: World, called: str = "visitor-1", **more: object) -> int:
+    return world.enter(called, "visitor", "login", **more)
+
+
+def test_a_visitor_hears_where_the_scheduler_is_when_it_goes_and_the_end_and_nobody_waits_for_it():
+    world = ready()
+    seen = visitor(world)
+    assert world.told[seen] == [m.Welcome({}, LAUNCH), STARTED]
+    world.says("1", m.Done())
+    assert world.told[seen][-1] == m.Pause()
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    assert world.state.phase == IDLE, "without a word from the visitor"
+    late = visitor(world, "visitor-2")
+    assert world.told[late] == [m.Pause()], "the scheduler of the block before is gone"
+    world.says("1", m.Begin(LAUNCH))
+    assert world.told[visitor(world, "visitor-3")] == [m.Pause()]
+    world.happened(e.FactsKnown(FACTS))
+    world.own(STARTED)
+    assert world.told[late] == [m.Pause(), WELCOME, STARTED]
+    world.says("1", m.Finish())
+    assert world.told[seen][-1] == world.told[late][-1] == m.Stop()
+    for rank in (2, 3):
+        world.leave(f"agent-{rank}")
+    assert world.done(e.StopServing) == [e.StopServing()], "with three visitors still there"
+    assert world.done(e.Report) == world.done(e.NoteLoss) == []
+
+
+# Whatever anybody of the run may say.
+ANYTHING = [
+    m.Done(), m.Finish(), m.Begin(LAUNCH), m.Planned("2", [["2", 1, GIB]]), m.Gone("2"), m.Paused(), m.Stop(), STARTED,
+    m.ReportFailure("PlanError", "x"), m.Signalled(15, "2"), m.SchedulerDied("ended", 1), m.WorkerJoined("2"), m.Beat(),
+    m.SocketTaken(1), m.Timeline("x", []), m.Forget(("2",)), m.Pause(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["1", "client", "agent-2", "scheduler", "2"])
+def test_nothing_that_a_visitor_says_calls_itself_or_does_has_any_effect(name):
+    world = ready()
+    # Under a name of somebody of the run, with that one's ranks.
+    world.numbers += 1
+    world.connected["impostor"], world.told[world.numbers] = world.numbers, []
+    greeting = m.Hello(name, "visitor", "n1", (0, 1, 2), ("2", "9"), VERSIONS)
+    world.happened(e.PeerEntered(world.numbers, greeting))
+    before = len(world.actions)
+    for message in ANYTHING:
+        world.says("impostor", message)
+    assert world.actions[before:] == []
+    assert world.says("impostor", m.Ping()) == (e.Send((world.connected["impostor"],), m.Pong()),)
+    world.leave("impostor")
+    assert world.state.phase == RUNNING
+    assert world.done(e.NoteLoss) == world.done(e.Report) == []
+    # And the run ends as if it had never been there.
+    world.says("1", m.Done())
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    assert world.state.phase == IDLE
+
+
+def test_a_visitor_with_other_versions_is_refused_by_itself_unless_it_only_looks_and_so_is_one_too_many():
+    world = ready()
+    refused = visitor(world, versions={"dask": "2020.1.0"})
+    [answer] = world.told[refused]
+    assert answer == m.Failed(
+        "VersionMismatchError",
+        "This process has dask 2020.1.0, the run has dask 2026.8.0: attach with the Python of the run.",
+    )
+    assert world.told[visitor(world, "looks", versions={})][-1] == STARTED
+    many = [visitor(world, f"many-{number}") for number in range(70)]
+    assert [type(world.told[peer][-1]) for peer in many].count(m.Failed) == 70 + 2 - 64
+    assert world.state.phase == RUNNING
+
+
+def test_a_failed_run_tells_its_visitors_and_does_not_wait_for_them():
+    world = ready()
+    seen = visitor(world)
+    world.happened(e.Fail(NetworkError("x")))
+    assert world.told[seen][-1] == m.Failed("NetworkError", "x")
+    for name in ("1", "agent-2", "agent-3"):
+        world.leave(name)
+    assert world.done(e.StopServing) == [e.StopServing()]
+
+
 def test_the_run_goes_on_with_the_workers_of_guests_and_fails_when_the_last_of_them_is_gone():
     world = ready()
     guest(world)

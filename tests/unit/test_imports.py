@@ -56,7 +56,11 @@ ROOMS = (
     ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
     (
         "rendezvous",
-        (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
+        (
+            ("rendezvous.base",),
+            ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe", "rendezvous.register"),
+            ("rendezvous",),
+        ),
     ),
     (
         "run_report",
@@ -89,7 +93,7 @@ ROOMS = (
             ("control.presence", "control.handshake", "control.events", "control.wording"),
             ("control.roster", "control.connection", "control.door"),
             ("control.outbox",),
-            ("control.guests",),
+            ("control.guests", "control.visitors"),
             ("control.ending",),
             ("control.state",),
             ("control.coordinator",),
@@ -141,6 +145,7 @@ ROOMS = (
                 "dask_backend.compat.multiprocessing_internals",
                 "dask_backend.compat.scheduler_state",
                 "dask_backend.compat.tls_connections",
+                "dask_backend.compat.visiting",
             ),
             ("dask_backend.compat.figures",),
             ("dask_backend.logs", "dask_backend.processes"),
@@ -172,7 +177,14 @@ ROOMS = (
         (
             ("client",),
             ("client.telling",),
-            ("client.backend", "client.by_hand", "client.early_client", "client.requeue", "client.run_clock"),
+            (
+                "client.backend",
+                "client.by_hand",
+                "client.early_client",
+                "client.porch",
+                "client.requeue",
+                "client.run_clock",
+            ),
             (
                 "client.announce",
                 "client.dask_clients",
@@ -197,6 +209,17 @@ ROOMS = (
             ("jobs.keeper",),
             ("jobs.kept_cluster",),
             ("jobs.cluster",),
+        ),
+    ),
+    (
+        "visits",
+        (
+            ("visits",),
+            ("visits.find", "visits.host_names", "visits.usage"),
+            ("visits.probe",),
+            ("visits.visit",),
+            ("visits.attaching", "visits.dashboard", "visits.ps", "visits.top"),
+            ("visits.prompt",),
         ),
     ),
     ("", (("job", "joining", "reporting", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
