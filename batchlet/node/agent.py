@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from .. import open_files, report, timeline
@@ -23,6 +24,7 @@ from ..control.messages import (
     Pause,
     Paused,
     Ready,
+    Replaces,
     ReportFailure,
     SchedulerStarted,
     Signalled,
@@ -38,6 +40,7 @@ from ..rendezvous.base import CoordinatorRecord, Rendezvous
 from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
 from . import inputs
+from .handover import Handover, is_over
 from .join import connect
 from .local_ranks import LocalRanks
 from .rank import PATIENCE, Rank, unexpected
@@ -71,6 +74,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
     EndError
         If the ranks cannot meet as planned. Rank 0 says so.
     """
+    handover = Handover(orders)
     told: list[CoordinatorRecord] = []
     rendezvous: Rendezvous = PipeRendezvous(lambda: told[0] if told else None)
     if not orders["told"]:
@@ -100,13 +104,14 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
+            processes.end_session(orders.get("session"))
             defer_authorities()
             fork_server.start(directory, local)
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
             problem = unexpected(error, f"the host of the workers on node {rank.info.node}")
-        agent = _Agent(rank, orders, rendezvous, told, directory, seen, problem)
+        agent = _Agent(rank, orders, handover, rendezvous, told, directory, seen, problem)
         with handled(lambda number, _: agent.signalled(number)):
             return asyncio.run(agent.run())
 
@@ -164,6 +169,7 @@ class _Agent:
         self,
         rank: Rank,
         orders: Mapping[str, Any],
+        handover: Handover,
         rendezvous: Rendezvous,
         told: list[CoordinatorRecord],
         directory: str,
@@ -172,6 +178,7 @@ class _Agent:
     ) -> None:
         self._rank = rank
         self._orders = orders
+        self._handover = handover
         self._rendezvous = rendezvous
         self._told = told
         self._directory = directory
@@ -191,6 +198,7 @@ class _Agent:
             told=self._told,
             on_signal=self.signalled,
             on_empty=self._over.set,
+            handover=self._handover,
         )
         ours = socket.socket(fileno=self._orders["socket"])
         server: asyncio.AbstractServer | None = None
@@ -241,7 +249,11 @@ class _Agent:
                 role=WORKER,
                 brings=[rank.participant],
                 latest=self._latest,
+                replaceable_within=self._handover.seconds,
             )
+            self._handover.keep_record(connection.record, rank.info.node)
+            if self._handover.number:
+                connection.send(Replaces(self._ranks.saw))
             if self._problem is not None:
                 raise self._problem
             if self._orders["stranger"]:
@@ -258,6 +270,8 @@ class _Agent:
         record = self._rendezvous.latest()
         if record is None and self._seen is not None:
             raise RefusedError("The run was over before this node could take part; the output of rank 0 says why.")
+        if self._handover.number and self._told and is_over(asdict(self._told[0])):
+            raise RefusedError("The run was over before this node could take part in it again.")
         return record
 
     def _hear(self, message: Message) -> None:
@@ -287,6 +301,7 @@ class _Agent:
         self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
+        self._ranks.over(connection.exit_code)
         self._end_in_time()
         logs.hush()
         timeout = self._rank.settings.stop_timeout
@@ -368,6 +383,9 @@ class _Agent:
             # Nobody else on this node says so.
             report.failure(problem, time.monotonic() - self._rank.began)
         code = connection.exit_code if connection is not None else problem.exit_code if problem is not None else 0
+        if connection is None and self._handover.number and isinstance(problem, RefusedError):
+            # It has ended without this node, be it well or not.
+            code = 0
         self._ranks.dismiss(code)
         if connection is not None:
             connection.close()

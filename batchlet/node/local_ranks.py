@@ -20,6 +20,7 @@ from ..rendezvous.base import CoordinatorRecord
 from ..resources import cgroup_memory, read_host
 from . import inputs
 from .agent_socket import user_of_peer
+from .handover import Handover
 from .rank import Facts, Rank
 from .sharing import SharingRules
 
@@ -110,6 +111,8 @@ class LocalRanks:
         Called with a signal's number and the participant that got it.
     on_empty : callable
         Called when no rank is attached any more.
+    handover : Handover
+        What the next agent needs if this one dies.
     """
 
     def __init__(
@@ -120,12 +123,14 @@ class LocalRanks:
         told: list[CoordinatorRecord],
         on_signal: Callable[[int, str], None],
         on_empty: Callable[[], None],
+        handover: Handover,
     ) -> None:
         self._rank = rank
         self._shared = shared
         self._told = told
         self._on_signal = on_signal
         self._on_empty = on_empty
+        self._handover = handover
         self._rules = SharingRules(rank.environment, cgroup_memory())
         self._host = read_host()
         self._present: dict[str, LocalRank] = {}
@@ -142,6 +147,11 @@ class LocalRanks:
         """Whether a rank was here, be it gone by now."""
         return bool(self._everyone)
 
+    @property
+    def saw(self) -> str:
+        """How the agent before this one has ended, if a rank has seen it."""
+        return next(filter(None, (str(one.words.get("saw", "")) for one in self._everyone)), "")
+
     def check_empty(self) -> None:
         """See whether anybody is here."""
         if self._connections == 0:
@@ -156,6 +166,7 @@ class LocalRanks:
 
     def begin(self, rank: Rank, facts: Facts, site: Site) -> None:
         """Begin a block: plan the workers of all ranks that are here, and of those that come."""
+        self._handover.begin_block()
         self._block = Block(rank, facts, site, asyncio.get_running_loop().create_future())
         for local_rank in filter(lambda one: one.accepted, self._present.values()):
             self._in_block(self._start_workers(local_rank, self._block))
@@ -217,7 +228,8 @@ class LocalRanks:
     async def _welcome(self, local_rank: LocalRank) -> None:
         """Let a rank wait, and start its workers if a block is under way."""
         await asyncio.shield(self._joined)
-        local_rank.send("accepted")
+        with contextlib.suppress(OSError):
+            self._handover.accept(local_rank.writer.get_extra_info("socket").fileno())
         local_rank.accepted = True
         if self._block is not None:
             self._in_block(self._start_workers(local_rank, self._block))
@@ -270,16 +282,24 @@ class LocalRanks:
         address = await asyncio.shield(block.scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
+            before = self._handover.ports
             specs = [worker_spec(plan, block.site, block.rank.settings, context) for plan in plans]
             await asyncio.gather(
                 *(
-                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
-                    for cls, options in specs
+                    workers.start(
+                        workers.at_port(cls, before.get(str(plan.name))),
+                        options,
+                        address,
+                        local_rank.nannies,
+                        lambda: bool(before) or connection.has(Ready),
+                    )
+                    for plan, (cls, options) in zip(plans, specs, strict=True)
                 )
             )
-            workers.keep_ports(local_rank.nannies)
+            self._handover.keep_ports(workers.keep_ports(local_rank.nannies))
             timeline.mark("last worker started")
-            connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
+            if not before:
+                connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
             logs.report_deaths()
         except asyncio.CancelledError:
             pass
@@ -309,6 +329,11 @@ class LocalRanks:
         await workers.close(nannies, timeout)
         for local_rank in self._everyone:
             local_rank.nannies.clear()
+
+    def over(self, code: int) -> None:
+        """Let the ranks know that the run is over: they need no other agent, whatever becomes of this one."""
+        for local_rank in self._present.values():
+            local_rank.send(f"ending {code}")
 
     async def close(self, code: int, timeout: float) -> None:
         """End the workers. The ranks may go meanwhile, but for the one that sees this process end.

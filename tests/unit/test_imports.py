@@ -71,6 +71,7 @@ ROOMS = (
             ("control.outbox",),
             ("control.guests",),
             ("control.ending",),
+            ("control.losses",),
             ("control.state",),
             ("control.coordinator",),
         ),
@@ -100,8 +101,9 @@ ROOMS = (
         (
             ("node",),
             ("node.inputs", "node.wait", "node.agent_socket"),
-            ("node.start",),
+            ("node.start", "node.handover"),
             ("node.attach",),
+            ("node.again",),
             ("node.rank",),
             ("node.join",),
             ("node.resolve",),
