@@ -26,8 +26,8 @@ class _LostAgent:
 
     Parameters
     ----------
-    node : str
-        Where it was.
+    name, node : str
+        What it was called, and where it was.
     workers : dict of str to set of str
         The names of its workers, by participant.
     seconds : float
@@ -40,6 +40,7 @@ class _LostAgent:
         Whether that has been given time for its workers to join.
     """
 
+    name: str
     node: str
     workers: dict[str, set[str]]
     seconds: float
@@ -75,10 +76,10 @@ class _Awaited:
                 return self.by_timer.pop(timer)
         return None
 
-    def of(self, peer: Peer) -> _LostAgent | None:
-        """Find the one in whose place an agent is: it was started by one of the ranks that the other had."""
+    def one_of(self, node: str, names: Collection[str]) -> _LostAgent | None:
+        """Find the one of these names that was on a node."""
         for lost in self.by_timer.values():
-            if lost.node == peer.node and lost.successor is None and not lost.workers.keys().isdisjoint(peer.brings):
+            if lost.node == node and lost.name in names and lost.successor is None:
                 return lost
         return None
 
@@ -129,21 +130,24 @@ class Losses(Ending):
             self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))
         if before is not None:
             self._out.add(e.NoteLoss(wording.replaced_in_vain(before.node, before.how)))
-            workers = {**before.workers, **workers}
-        lost = _LostAgent(peer.node, workers, peer.replaceable_within)
+            # It may have died before it could say what it has.
+            workers = {one: names | workers.get(one, set()) for one, names in before.workers.items()} | {
+                one: names for one, names in workers.items() if one not in before.workers
+            }
+        lost = _LostAgent(peer.name, peer.node, workers, peer.replaceable_within)
         self._timed(self._awaited.add(lost), lost.seconds)
 
-    def _replaces(self, peer: Peer, how: str) -> None:
-        """An agent is in the place of one that has ended in this way."""
+    def _replaces(self, peer: Peer, message: m.Replaces) -> None:
+        """An agent is in the place of another one."""
         peer.replaces = True
-        lost = self._awaited.of(peer)
+        lost = self._awaited.one_of(peer.node, message.agents)
         if self._over:
             return
         if lost is None:
             # That one was gone before it was known here, or so long ago that nobody was awaited any more.
-            self._out.add(e.NoteLoss(wording.replaced(peer.node, how, 0)))
+            self._out.add(e.NoteLoss(wording.replaced(peer.node, message.how, 0)))
         else:
-            lost.successor, lost.how = peer, how
+            lost.successor, lost.how = peer, message.how
 
     def _cannot(self, peer: Peer, error: EndError) -> None:
         """An agent cannot do what it should: the run fails, unless that one was to bring back what the run has done without."""

@@ -122,9 +122,18 @@ class Gone(Message):
 
 @dataclass(frozen=True)
 class Replaces(Message):
-    """From an agent, first of all: I am in the place of one that has ended in this way (words for people, if any)."""
+    """From an agent, first of all: I am in the place of one that has died.
+
+    Parameters
+    ----------
+    how : str
+        How that one has ended, as far as anybody here knows; for people.
+    agents : sequence of str
+        The names of those that were here, of whom rank 0 may not have heard.
+    """
 
     how: str = ""
+    agents: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

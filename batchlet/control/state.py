@@ -162,8 +162,8 @@ class State(Losses):
                 self._planned_by(peer, participant, workers)
             case m.Gone(participant):
                 self._participant_gone(peer, participant)
-            case m.Replaces(how):
-                self._replaces(peer, how)
+            case m.Replaces():
+                self._replaces(peer, message)
             case m.ReportFailure(kind, text):
                 self._cannot(peer, error_named(kind, text))
             case m.Signalled(number, participant):

@@ -242,10 +242,11 @@ class _Agent:
         until = rank.deadline + PATIENCE
         try:
             record = self._seen or self._rendezvous.wait(until)
+            self._handover.keep_name(name := f"agent-{rank.info.rank}")
             self._connection = connection = connect(
                 rank,
                 record,
-                name=f"agent-{rank.info.rank}",
+                name=name,
                 role=WORKER,
                 brings=[rank.participant],
                 latest=self._latest,
@@ -253,7 +254,7 @@ class _Agent:
             )
             self._handover.keep_record(connection.record, rank.info.node)
             if self._handover.number:
-                connection.send(Replaces(self._ranks.saw))
+                connection.send(Replaces(self._ranks.saw, self._handover.before))
             if self._problem is not None:
                 raise self._problem
             if self._orders["stranger"]:

@@ -54,6 +54,8 @@ class Handover:
     def __init__(self, orders: Mapping[str, Any]) -> None:
         self._began = time.monotonic()
         self._number = int(orders.get("number", 0))
+        #: What those before this one were called.
+        self.before: list[str] = list(orders.get("agents", ()))
         self._ports = dict(orders.get("ports", {}))
         self._file: int | None = None
         self._end = 0
@@ -91,6 +93,10 @@ class Handover:
             os.pwrite(self._file, message, self._end)
             self._end += len(message)
             self._block = self._end
+
+    def keep_name(self, name: str) -> None:
+        """Add what this agent is called by rank 0, which may hear of it or not."""
+        self.keep(agents=[*self.before, name])
 
     def keep_record(self, record: Any, node: str) -> None:
         """Add where rank 0 is; called when this process is in touch with it."""
