@@ -69,12 +69,13 @@ class _Awaited:
         self.by_timer[timer] = lost
         return timer
 
-    def take(self, peer: Peer) -> _LostAgent | None:
-        """Take out the one whose successor a peer was."""
-        for timer, lost in list(self.by_timer.items()):
-            if lost.successor is peer:
-                return self.by_timer.pop(timer)
-        return None
+    def by_successor(self, peer: Peer) -> _LostAgent | None:
+        """Find the one in whose place a peer is."""
+        return next((lost for lost in self.by_timer.values() if lost.successor is peer), None)
+
+    def drop(self, lost: _LostAgent | None) -> None:
+        """Await no other one any more."""
+        self.by_timer = {timer: one for timer, one in self.by_timer.items() if one is not lost}
 
     def one_of(self, node: str, names: Collection[str]) -> _LostAgent | None:
         """Find the one of these names that was on a node."""
@@ -114,7 +115,8 @@ class Losses(Ending):
     def _agent_lost(self, peer: Peer) -> None:
         """An agent is gone without a word. Its tasks go elsewhere at once; its workers may come back with another one."""
         participants = list(peer.plan) or list(peer.brings) or [peer.name]
-        before = self._awaited.take(peer)
+        before = self._awaited.by_successor(peer)
+        self._awaited.drop(before)
         if not peer.replaceable_within:
             gone = self._roster.remove(peer, participants)
             if before is not None:
@@ -138,11 +140,12 @@ class Losses(Ending):
         self._timed(self._awaited.add(lost), lost.seconds)
 
     def _replaces(self, peer: Peer, message: m.Replaces) -> None:
-        """An agent is in the place of another one."""
-        peer.replaces = True
-        lost = self._awaited.one_of(peer.node, message.agents)
-        if self._over:
+        """An agent is in the place of another one; it may say so once more, when it has learned how that one ended."""
+        lost = self._awaited.by_successor(peer)
+        if self._over or (peer.replaces and lost is None):
             return
+        peer.replaces = True
+        lost = lost or self._awaited.one_of(peer.node, message.agents)
         if lost is None:
             # That one was gone before it was known here, or so long ago that nobody was awaited any more.
             self._out.add(e.NoteLoss(wording.replaced(peer.node, message.how, 0)))
@@ -156,21 +159,21 @@ class Losses(Ending):
             return
         self._out.add(e.NoteLoss(wording.cannot_replace(peer.node, error)))
         self._out.send([peer], m.Stop())
-        for timer, lost in list(self._awaited.by_timer.items()):
-            if lost.successor is peer:
-                self._give_up(timer)
+        lost = self._awaited.by_successor(peer)
+        if lost is not None:
+            self._give_up(lost)
 
     def _see_who_is_back(self) -> None:
         """Tell the user of those who have brought back what was lost."""
-        for timer, lost in list(self._awaited.by_timer.items()):
+        for lost in list(self._awaited.by_timer.values()):
             if self._over:
-                del self._awaited.by_timer[timer]
+                self._awaited.drop(lost)
             elif lost.successor is not None and (
                 self._phase not in (STARTING, RUNNING) or lost.names() <= self._roster.joined
             ):
                 # Between blocks nobody has workers.
                 back = len(lost.names()) if self._phase in (STARTING, RUNNING) else 0
-                del self._awaited.by_timer[timer]
+                self._awaited.drop(lost)
                 self._out.add(e.NoteLoss(wording.replaced(lost.node, lost.how, back)))
 
     def _wait_on(self) -> None:
@@ -189,11 +192,11 @@ class Losses(Ending):
             lost.extended = True
             self._timed(timer, self._rules.start_timeout)
         else:
-            self._give_up(timer)
+            self._give_up(lost)
 
-    def _give_up(self, timer: str) -> None:
+    def _give_up(self, lost: _LostAgent) -> None:
         """Go on without what has not come back."""
-        lost = self._awaited.by_timer.pop(timer)
+        self._awaited.drop(lost)
         successor = lost.successor
         back = {one for one in lost.workers if successor is not None and self._is_back(successor, one, lost)}
         missing = sorted(lost.workers.keys() - back, key=wording.by_rank)
@@ -214,11 +217,11 @@ class Losses(Ending):
 
     def _participant_gone(self, peer: Peer, participant: str) -> None:
         """A rank is gone, and its workers with it."""
-        for timer, lost in list(self._awaited.by_timer.items()):
-            if lost.successor is peer:
-                lost.workers.pop(participant, None)
-                if not lost.workers:
-                    del self._awaited.by_timer[timer]
+        lost = self._awaited.by_successor(peer)
+        if lost is not None:
+            lost.workers.pop(participant, None)
+            if not lost.workers:
+                self._awaited.drop(lost)
         self._lost(peer.node, [participant], self._roster.remove(peer, [participant]))
 
     def _lost(self, node: str, participants: Sequence[str], gone: Collection[str]) -> None:

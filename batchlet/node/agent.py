@@ -253,7 +253,7 @@ class _Agent:
                 replaceable_within=self._handover.seconds,
             )
             self._handover.keep_record(connection.record, rank.info.node)
-            if self._handover.number:
+            if self._handover.number or self._ranks.saw:
                 connection.send(Replaces(self._ranks.saw, self._handover.before))
             if self._problem is not None:
                 raise self._problem

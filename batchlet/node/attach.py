@@ -210,7 +210,7 @@ class AgentConnection:
         """
         if _stranger is not None and self._name is not None:
             self._evade(_stranger)
-        words = self._of_rank()
+        words = dict(self._of_rank())
         tries = _TRIES
         while tries:
             try:
@@ -225,7 +225,7 @@ class AgentConnection:
             if answer == "own":
                 self._name = None
             elif not answer and self._take_over_if_left(ended):
-                words, tries = self._of_rank(), _TRIES
+                words, tries = dict(self._of_rank()), _TRIES
             elif answer in ("end", "last") or self._accepted:
                 if ended is not None and ended < 0:
                     # Killed: see `wait.sh`.
@@ -236,6 +236,8 @@ class AgentConnection:
                 return ended
             else:
                 tries -= 1
+                if ended is not None and ended < 0:
+                    words["saw"] = how_it_ended(ended)
         if self._once_more:
             # Rank 0 misses the workers, and says so.
             return 0

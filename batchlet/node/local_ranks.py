@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import open_files, timeline
 from ..control.connection import Connection
-from ..control.messages import Gone, Planned, Ready, ReportFailure, SchedulerDied, Timeline
+from ..control.messages import Gone, Planned, Ready, Replaces, ReportFailure, SchedulerDied, Timeline
 from ..errors import EndError
 from ..plan import WorkerPlan
 from ..rendezvous.base import CoordinatorRecord
@@ -218,6 +218,8 @@ class LocalRanks:
         local_rank = LocalRank(words, rank, tuple(words["cpus"]), writer)
         self._present[local_rank.name] = local_rank
         self._everyone.append(local_rank)
+        if words.get("saw") and self._joined.done():
+            self._joined.result().send(Replaces(words["saw"], self._handover.before))
         timeline.mark("last rank came")
         _widen(local_rank.cpus)
         if words["record"]:
