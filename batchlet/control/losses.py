@@ -117,7 +117,7 @@ class Losses(Ending):
         participants = list(peer.plan) or list(peer.brings) or [peer.name]
         before = self._awaited.by_successor(peer)
         self._awaited.drop(before)
-        if not peer.replaceable_within:
+        if not peer.replaceable_within or peer.cut_off:
             gone = self._roster.remove(peer, participants)
             if before is not None:
                 # It was in another one's place, and had not brought all of that one's workers.

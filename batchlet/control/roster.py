@@ -36,6 +36,8 @@ class Peer:
         See `batchlet.control.messages.Hello`.
     replaces : bool
         Whether it is in the place of an agent that has died.
+    cut_off : bool
+        Whether it has left because the network does not reach its node any more.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Peer:
     block: int = 0
     replaceable_within: int = 0
     replaces: bool = False
+    cut_off: bool = False
 
 
 class Roster:

@@ -88,7 +88,8 @@ class State(Losses):
                 self._enter(number, hello)
             case e.MessageCame(number, message):
                 self._hear(self._own if number == e.OWN else self._roster[number], message)
-            case e.PeerLeft(number):
+            case e.PeerLeft(number, cut_off):
+                self._roster[number].cut_off = cut_off
                 self._leave(self._roster[number], lost=True)
             case e.DeadlinePassed(nodes, block) if block == self._block:
                 self._deadline(nodes)

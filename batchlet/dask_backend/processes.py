@@ -117,10 +117,10 @@ def end_session(session: int | None) -> None:
     Parameters
     ----------
     session : int, optional
-        The number of the agent's process, which was the leader of a session. The kernel gives it to no other process while
+        The number of its fork server, which was the leader of their session. The kernel gives it to no other process while
         anybody is in that session.
     """
-    if session is None or session == os.getpid():
+    if session is None or session == os.getsid(0):
         return
     until = time.monotonic() + _GONE
     while (left := _in_session(session)) and time.monotonic() < until:

@@ -43,6 +43,7 @@ from . import inputs
 from .handover import Handover, is_over
 from .join import connect
 from .local_ranks import LocalRanks
+from .look_out import looking_out
 from .rank import PATIENCE, Rank, unexpected
 from .resolve import resolve
 
@@ -50,7 +51,6 @@ __all__ = ["run_agent"]
 
 # Seconds within which the rank that has started the agent connects.
 _FIRST = 10.0
-_PAUSE = 0.05
 _BACKLOG = 4096
 
 
@@ -93,7 +93,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             info, (local, total) = rank.info, _crowd(rank)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
             open_files.make_room(local, total)
-            with _looking_out(rendezvous) as look:
+            with looking_out(rendezvous) as look:
                 with quicker_import():
                     from ..dask_backend import fork_server, processes, scratch, workers
                     from ..dask_backend.compat.tls_connections import defer_authorities
@@ -106,7 +106,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             timeline.mark("Dask imported")
             processes.end_session(orders.get("session"))
             defer_authorities()
-            fork_server.start(directory, local)
+            handover.keep(session=fork_server.start(directory, local, rank.settings.scheduler_timeout))
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
@@ -114,36 +114,6 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
         agent = _Agent(rank, orders, handover, rendezvous, told, directory, seen, problem)
         with handled(lambda number, _: agent.signalled(number)):
             return asyncio.run(agent.run())
-
-
-@contextlib.contextmanager
-def _looking_out(rendezvous: Rendezvous) -> Any:
-    """Look out for the coordinator's record meanwhile; gives a function that ends this and tells what was seen.
-
-    A record that was there and is gone says that the run is over, however long the import takes. There is no thread any more
-    when the function has returned, since this process is about to fork.
-    """
-    found: list[CoordinatorRecord] = []
-    over = threading.Event()
-
-    def look() -> None:
-        while not found and not over.wait(_PAUSE):
-            record = rendezvous.latest()
-            if record is not None:
-                found.append(record)
-
-    thread = threading.Thread(target=look, name="batchlet-look-out", daemon=True)
-    thread.start()
-
-    def end() -> CoordinatorRecord | None:
-        over.set()
-        thread.join()
-        return found[0] if found else None
-
-    try:
-        yield end
-    finally:
-        end()
 
 
 def _crowd(rank: Rank) -> tuple[int, int]:

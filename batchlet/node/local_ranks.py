@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import open_files, timeline
@@ -21,57 +21,17 @@ from ..resources import cgroup_memory, read_host
 from . import inputs
 from .agent_socket import user_of_peer
 from .handover import Handover
+from .local_rank import LocalRank
 from .rank import Facts, Rank
 from .sharing import SharingRules
 
 if TYPE_CHECKING:
     from ..dask_backend.workers import Site
 
-__all__ = ["LocalRank", "LocalRanks"]
+__all__ = ["LocalRanks"]
 
 # Seconds for a worker that the scheduler knows to be known to its Nanny too, which looks every 0.05 s.
 _MOMENTS = 2.0
-
-
-@dataclass(eq=False)
-class LocalRank:
-    """A rank that is attached to this agent.
-
-    Parameters
-    ----------
-    words : mapping
-        What it says of itself; see `batchlet.node.inputs.of_this_rank`.
-    rank : Rank
-        Which one, with the settings of the latest block.
-    cpus : tuple of int
-        The CPUs that it is bound to.
-    writer : StreamWriter
-        The connection to it.
-    nannies : list
-        Its workers, once they are being started.
-    gone : bool
-        Whether the connection has ended.
-    accepted : bool
-        Whether it knows that it can wait.
-    """
-
-    words: Mapping[str, Any]
-    rank: Rank
-    cpus: tuple[int, ...]
-    writer: asyncio.StreamWriter
-    nannies: list[Any] = field(default_factory=list)
-    gone: bool = False
-    accepted: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the coordinator calls it."""
-        return self.rank.participant
-
-    def send(self, line: str) -> None:
-        """Say something to the rank, if it is still there."""
-        with contextlib.suppress(RuntimeError, OSError):
-            self.writer.write(f"{line}\n".encode())
 
 
 @dataclass(frozen=True)
