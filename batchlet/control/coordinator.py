@@ -23,7 +23,7 @@ from . import events as e
 from . import messages as m
 from .door import Door
 from .events import Rules
-from .handshake import receive, run_loop
+from .handshake import is_cut_off, receive, run_loop
 from .state import DEADLINE, State
 from .visitors import pace
 from .wire import encode
@@ -224,7 +224,7 @@ class Coordinator:
                 await wait()
         finally:
             del self._writers[number]
-            self._advance(e.PeerLeft(number))
+            self._advance(e.PeerLeft(number, is_cut_off(reader)))
 
     async def _tick(self) -> None:
         """Have the time of this process pass: where it stands still, so does the scheduler, and neither is to blame."""

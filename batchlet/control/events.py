@@ -118,9 +118,10 @@ class MessageCame(Event):
 
 @dataclass(frozen=True)
 class PeerLeft(Event):
-    """A connection has ended, in whatever way."""
+    """A connection has ended, in whatever way; `cut_off` if the network does not reach the other side any more."""
 
     peer: int
+    cut_off: bool = False
 
 
 @dataclass(frozen=True)

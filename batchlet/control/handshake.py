@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import ssl
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "UNPROVED_TIMEOUT",
     "accept",
     "connect",
+    "is_cut_off",
     "receive",
     "run_loop",
     "time_limit",
@@ -34,6 +36,8 @@ _FIRST_LIMIT = 1 << 16
 UNPROVED_TIMEOUT = 5.0
 # Seconds that a rank gives the coordinator, which may have many to let in.
 _HANDSHAKE_TIMEOUT = 10.0
+
+_UNREACHABLE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
 def run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -53,6 +57,12 @@ async def receive(reader: asyncio.StreamReader) -> Message | None:
     """Read a message; `None` when the connection has ended, in whatever way."""
     said = await _receive_line(reader)
     return decode(said) if said is not None else None
+
+
+def is_cut_off(reader: asyncio.StreamReader) -> bool:
+    """Whether a connection has ended because the network does not reach the other side any more: its kernel says nothing."""
+    error = reader.exception()
+    return isinstance(error, OSError) and error.errno in _UNREACHABLE
 
 
 async def _receive_line(reader: asyncio.StreamReader) -> bytes | None:

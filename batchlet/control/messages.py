@@ -34,6 +34,7 @@ __all__ = [
     "Pong",
     "Ready",
     "Remaining",
+    "Replaces",
     "ReportFailure",
     "SchedulerDied",
     "SchedulerStarted",
@@ -76,6 +77,8 @@ class Hello(Message):
         Participants that come with me, whose workers the coordinator has to wait for.
     versions : mapping of str to str
         Versions of Python and packages, which must be rank 0's.
+    replaceable_within : int
+        Of an agent: if I die, there will be another one within so many seconds; 0 if there will be none.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Hello(Message):
     local_ranks: Sequence[int] = ()
     brings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    replaceable_within: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,22 @@ class Gone(Message):
     """From an agent: that participant is no longer here, and its workers are not either."""
 
     participant: str
+
+
+@dataclass(frozen=True)
+class Replaces(Message):
+    """From an agent, first of all: I am in the place of one that has died.
+
+    Parameters
+    ----------
+    how : str
+        How that one has ended, as far as anybody here knows; for people.
+    agents : sequence of str
+        The names of those that were here, of whom rank 0 may not have heard.
+    """
+
+    how: str = ""
+    agents: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ class Peer:
         Whether it has said that it has no workers any more.
     block : int
         Of a scheduler: the block that it serves.
+    replaceable_within : int
+        See `batchlet.control.messages.Hello`.
+    replaces : bool
+        Whether it is in the place of an agent that has died.
+    cut_off : bool
+        Whether it has left because the network does not reach its node any more.
     """
 
     number: int
@@ -43,6 +49,9 @@ class Peer:
     left: bool = False
     paused: bool = False
     block: int = 0
+    replaceable_within: int = 0
+    replaces: bool = False
+    cut_off: bool = False
 
 
 class Roster:
@@ -95,6 +104,7 @@ class Roster:
     def enter(self, number: int, hello: Hello) -> Peer:
         """Add a connection."""
         peer = Peer(number, hello.name, hello.role, hello.node, tuple(hello.brings), block=self._block)
+        peer.replaceable_within = hello.replaceable_within
         self._peers[number] = peer
         self._expected |= set(peer.brings)
         if peer.role != WORKER:
@@ -111,14 +121,22 @@ class Roster:
         self._absent.discard(participant)
         self._died.pop(participant, None)
 
-    def remove(self, peer: Peer, participants: Iterable[str]) -> set[str]:
-        """Take participants away with their workers, whose names are returned; they were here, and need no news any more."""
-        gone = {name for participant in participants for name in peer.plan.pop(participant, {})}
+    def remove(self, peer: Peer, participants: Iterable[str], *, for_good: bool = True) -> set[str]:
+        """Take participants away with their workers, whose names are returned; they were here, and need no news any more.
+
+        Unless it is `for_good`, they are expected again.
+        """
         participants = list(participants)
+        gone = {name for participant in participants for name in peer.plan.pop(participant, {})}
         self._came |= set(participants)
-        self._died |= dict.fromkeys(participants, peer.node)
         self.joined -= gone
+        if for_good:
+            self.give_up(participants, peer.node)
         return gone
+
+    def give_up(self, participants: Iterable[str], node: str) -> None:
+        """Note that participants were here, on this node, and will not be here again."""
+        self._died |= dict.fromkeys(participants, node)
 
     def expect_no_more(self, participants: Iterable[str], *, late: bool) -> None:
         """Do not wait for these; if they are only `late`, they may still come."""

@@ -24,9 +24,10 @@ from ..plan import CLIENT, SCHEDULER
 from . import events as e
 from . import messages as m
 from . import wording
-from .ending import FAILED, IDLE, LINGER, PAUSE, PAUSING, RUNNING, STARTING, STOP, STOPPING, STUCK, Ending
+from .ending import FAILED, IDLE, LINGER, PAUSE, PAUSING, RUNNING, STARTING, STOP, STOPPING, STUCK
 from .events import Rules
-from .guests import GUEST, Guests
+from .guests import GUEST
+from .losses import Losses
 from .pulse import Pulse
 from .roster import Peer
 from .visitors import VISITOR, as_visitor
@@ -40,7 +41,7 @@ _GRACE, _OBITUARY = "grace", "obituary"
 _OBITUARY_SECONDS = 1.0
 
 
-class State(Ending):
+class State(Losses):
     """Where the run is; see `advance`.
 
     Parameters
@@ -60,14 +61,13 @@ class State(Ending):
         self._node = node
         self._own = Peer(e.OWN, "scheduler", SCHEDULER, node)
         # Of the block
-        self._rules: Rules | None = None
         self._launch = ""
         self._facts: Mapping[str, Sequence[Any]] | None = None
         # Seconds for the client to come, where the first block is its own affair.
         self._patience = 0.0
         self._signal: m.Terminate | None = None
         self._pulse = Pulse()
-        self._guests = Guests(self._roster, self._out)
+        self._ready_news: m.Ready | None = None
 
     def advance(self, event: e.Event) -> tuple[e.Action, ...]:
         """Draw the conclusions from what has happened.
@@ -87,7 +87,8 @@ class State(Ending):
                 self._enter(number, hello)
             case e.MessageCame(number, message):
                 self._hear(self._own if number == e.OWN else self._roster[number], message)
-            case e.PeerLeft(number):
+            case e.PeerLeft(number, cut_off):
+                self._roster[number].cut_off = cut_off
                 self._leave(self._roster[number], lost=True)
             case e.DeadlinePassed(nodes, block) if block == self._block:
                 self._deadline(nodes)
@@ -104,6 +105,7 @@ class State(Ending):
                 self._out.broadcast(m.Welcome(facts, self._launch))
             case e.SchedulerGone():
                 self._scheduler_lost(None)
+        self._see_who_is_back()
         self._settle()
         return self._out.take()
 
@@ -117,8 +119,10 @@ class State(Ending):
         self._block += 1
         self._phase, self._rules, self._launch, self._stop_timeout = STARTING, rules, launch, rules.stop_timeout
         self._timeline, self._facts, self._started, self._signal, self._pulse = {}, None, None, None, Pulse()
+        self._ready_news = None
         died = self._roster.begin(rules.participants)
         self._timed(DEADLINE, rules.patience)
+        self._wait_on()
         for participant, node in died.items() if first else ():
             # Later on those who have died before are missed no more: the user knows.
             self._died_at_start([participant], node)
@@ -136,11 +140,17 @@ class State(Ending):
         elif peer.role != SCHEDULER:
             if self._signal is not None:
                 self._out.send([peer], self._signal)
-            if self._facts is not None:
-                self._out.send([peer], m.Welcome(self._facts, self._launch))
-            if self._started is not None:
-                self._out.send([peer], self._started)
+            self._tell_of_block(peer)
             self._check_ready()
+
+    def _tell_of_block(self, peer: Peer) -> None:
+        """Tell who has just come what the others have heard of this block, unless it is over."""
+        peer.paused = self._phase == PAUSING
+        if self._phase in (STARTING, RUNNING):
+            welcome = m.Welcome(self._facts, self._launch) if self._facts is not None else None
+            for message in (welcome, self._started, self._ready_news):
+                if message is not None:
+                    self._out.send([peer], message)
 
     def _hear(self, peer: Peer, message: m.Message) -> None:
         if peer.role == SCHEDULER:
@@ -153,9 +163,11 @@ class State(Ending):
             case m.Planned(participant, workers):
                 self._planned_by(peer, participant, workers)
             case m.Gone(participant):
-                self._participants_lost(peer, [participant])
+                self._participant_gone(peer, participant)
+            case m.Replaces():
+                self._replaces(peer, message)
             case m.ReportFailure(kind, text):
-                self._fail(error_named(kind, text))
+                self._cannot(peer, error_named(kind, text))
             case m.Signalled(number, participant):
                 self._pass_signal(number, f"{wording.called(participant)} on node {peer.node}")
             case m.SchedulerDied(how, block) if block == self._block:
@@ -208,7 +220,7 @@ class State(Ending):
             pass
         elif peer.role == GUEST:
             self._guests.leave(peer, lost=lost)
-            if self._phase == RUNNING and not self._guests.and_all_others:
+            if self._phase == RUNNING and not self._workers_left:
                 self._fail(ClusterLostError(f"{peer.name}, which had joined, has left; no worker is left."))
         elif peer.role == CLIENT:
             if self._roster.connected(CLIENT):
@@ -219,36 +231,7 @@ class State(Ending):
                 self._out.add(e.NoteLoss(wording.client_lost(peer.name, peer.node)))
             self._stop()
         elif lost:
-            self._participants_lost(peer, list(peer.plan) or list(peer.brings) or [peer.name])
-
-    def _participants_lost(self, peer: Peer, participants: list[str]) -> None:
-        """Ranks are gone, and the workers that they brought; with their agent, all that it had."""
-        gone = self._roster.remove(peer, participants)
-        if self._phase in (PAUSING, IDLE) and self._block > 0:
-            self._out.add(e.NoteLoss(wording.died_between(wording.called_together(participants), peer.node)))
-        if self._phase not in (STARTING, RUNNING) or self._rules is None:
-            return
-        self._out.tell_scheduler(m.Forget(tuple(sorted(gone))))
-        if self._phase == STARTING:
-            self._died_at_start(participants, peer.node)
-            return
-        left = self._guests.and_all_others
-        text = wording.died_with_workers(f"{wording.called_together(participants)} on node {peer.node}", len(gone))
-        if left < max(1, self._rules.quorum(left + len(gone)) or 1):
-            self._fail(ClusterLostError(f"{text}; {wording.workers_counted(left)} left."))
-        elif gone:
-            self._out.add(e.NoteLoss(f"{text}; the run goes on with {left}"))
-
-    def _died_at_start(self, participants: Sequence[str], node: str) -> None:
-        if self._phase != STARTING or self._rules is None:
-            return
-        text = wording.died_at_start(f"{wording.called_together(participants)} on node {node}")
-        if self._rules.quorum(1) is None:
-            self._fail(ClusterLostError(f"{text}; its own output says why. To go on without it, set min_workers."))
-            return
-        self._out.add(e.NoteLoss(text))
-        self._roster.expect_no_more(participants, late=False)
-        self._check_ready()
+            self._agent_lost(peer)
 
     def _scheduler_lost(self, how: str | None) -> None:
         if self._phase not in (STARTING, RUNNING):
@@ -293,6 +276,8 @@ class State(Ending):
             self._say_closed()
         elif name == STUCK:
             self._out.add_once(e.EndHard())
+        else:
+            self._is_late(name)
 
     # Becoming ready
 
@@ -309,9 +294,8 @@ class State(Ending):
         self._out.add(e.Mark("all workers joined"))
         self._check_met()
         threads, memory = sorted(size[0] for size in workers), sorted(size[1] for size in workers)
-        self._out.broadcast(
-            m.Ready(len(workers), (threads[0], threads[-1]), (memory[0], memory[-1]), self._roster.nodes)
-        )
+        self._ready_news = m.Ready(len(workers), (threads[0], threads[-1]), (memory[0], memory[-1]), self._roster.nodes)
+        self._out.broadcast(self._ready_news)
 
     def _check_met(self) -> None:
         """Those who are late although the run has begun without them may still come and need the record."""

@@ -10,6 +10,7 @@ __all__ = [
     "by_rank",
     "called",
     "called_together",
+    "cannot_replace",
     "client_lost",
     "died_at_start",
     "died_between",
@@ -19,6 +20,8 @@ __all__ = [
     "incomplete",
     "missing_parts",
     "other_versions",
+    "replaced",
+    "replaced_in_vain",
     "socket_taken",
     "workers_counted",
 ]
@@ -96,6 +99,28 @@ def died_with_workers(where: str, gone: int) -> str:
 def died_between(what: str, node: str) -> str:
     """Say that ranks have died while there was no block."""
     return f"{what} on node {node} died after a block; there is none of its workers in the next one"
+
+
+def _host(node: str, how: str) -> str:
+    return f"the host of the workers on node {node} {how or 'died'}"
+
+
+def replaced(node: str, how: str, workers: int) -> str:
+    """Say that an agent has died and another one is in its place, with so many workers of the other one."""
+    if not workers:
+        return f"{_host(node, how)}; a new one has taken its place"
+    back = "its worker" if workers == 1 else f"its {workers} workers"
+    return f"{_host(node, how)}; a new one has brought {back} back"
+
+
+def replaced_in_vain(node: str, how: str) -> str:
+    """Say that an agent has died, and so has the one in its place, before it had the workers of the other one."""
+    return f"{_host(node, how)}; the new one died before it had brought the workers back"
+
+
+def cannot_replace(node: str, error: BaseException) -> str:
+    """Say why an agent in the place of a dead one has no workers."""
+    return f"the new host of the workers on node {node} cannot bring them back: {error}"
 
 
 def guest_came(name: str) -> str:

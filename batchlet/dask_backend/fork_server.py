@@ -30,6 +30,7 @@ from pathlib import Path
 import dask.config
 
 from ..security import Credentials
+from . import stopped_host
 from .compat import dask_internals, multiprocessing_internals
 from .compat.dask_internals import mp_context
 from .logs import DASK_LOG_LEVEL, logging_is_the_users
@@ -45,7 +46,7 @@ _WORTH_WARMING = 2
 _waiting: int | None = None
 
 
-def start(directory: str, workers: int) -> None:
+def start(directory: str, workers: int, patience: float | None = None) -> int | None:
     """Fork the fork server from this process, if it has no threads and Dask is to use one.
 
     Parameters
@@ -54,13 +55,20 @@ def start(directory: str, workers: int) -> None:
         Where files may be made and left.
     workers : int
         About how many workers will be forked.
+    patience : float, optional
+        Seconds after which this process is killed where it has been stopped; see `stopped_host`.
+
+    Returns
+    -------
+    int or None
+        The number of the fork server's process, which is the leader of its workers' session; `None` where there is none yet.
     """
     if (
         mp_context().get_start_method() != "forkserver"
         or not multiprocessing_internals.may_adopt_fork_server()
         or threading.active_count() > 1
     ):
-        return
+        return None
     if workers >= _WORTH_WARMING:
         _warm_up(directory)
     # What is there now will hardly change: left alone by the garbage collector, its memory stays shared by all workers.
@@ -75,11 +83,12 @@ def start(directory: str, workers: int) -> None:
     alive_r, alive_w = os.pipe()
     given_r, _waiting = os.pipe()
     tracker = multiprocessing_internals.tracker_file()
-    pid = _fork({listener.fileno(), alive_r, given_r, tracker}, lambda: _serve(listener, alive_r, given_r))
+    pid = _fork({listener.fileno(), alive_r, given_r, tracker}, lambda: _serve(listener, alive_r, given_r, patience))
     listener.close()
     os.close(alive_r)
     os.close(given_r)
     multiprocessing_internals.adopt_fork_server(pid, address, alive_w)
+    return pid
 
 
 def give(credentials: Credentials | None) -> None:
@@ -156,7 +165,7 @@ async def _make_worker(directory: str) -> None:
     dask_internals.warm_up(directory)
 
 
-def _serve(listener: socket.socket, alive_r: int, given_r: int) -> None:
+def _serve(listener: socket.socket, alive_r: int, given_r: int, patience: float | None) -> None:
     """Be the fork server."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -169,4 +178,6 @@ def _serve(listener: socket.socket, alive_r: int, given_r: int) -> None:
     credentials = pickle.loads(words) if words else None  # noqa: S301 - from the process that this one is a copy of
     if credentials is not None:
         tls.prepare(credentials)
+    if patience is not None:
+        stopped_host.watch(patience)
     multiprocessing_internals.serve_forks(listener.fileno(), alive_r)

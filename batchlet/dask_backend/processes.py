@@ -20,7 +20,15 @@ from ..errors import EndError, InputError
 from .compat import multiprocessing_internals
 from .compat.dask_internals import WORKER_PROCESS, living
 
-__all__ = ["SAME_SECURITY", "SCHEDULER_PROCESS", "close_files", "end_helpers", "hidden_main", "start_failure"]
+__all__ = [
+    "SAME_SECURITY",
+    "SCHEDULER_PROCESS",
+    "close_files",
+    "end_helpers",
+    "end_session",
+    "hidden_main",
+    "start_failure",
+]
 
 # Seconds for killed processes to be gone.
 _GONE = 2.0
@@ -99,6 +107,36 @@ def end_helpers() -> None:
     until = time.monotonic() + _GONE
     while pid is not None and time.monotonic() < until and _group_lives(pid):
         time.sleep(0.005)
+
+
+def end_session(session: int | None) -> None:
+    """End what is left of an agent that has died: its workers, which end with it, but not while they are in compiled code.
+
+    Until then they would hold their memory and their ports. What they have started themselves goes with them.
+
+    Parameters
+    ----------
+    session : int, optional
+        The number of its fork server, which was the leader of their session. The kernel gives it to no other process while
+        anybody is in that session.
+    """
+    if session is None or session == os.getsid(0):
+        return
+    until = time.monotonic() + _GONE
+    while (left := _in_session(session)) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.005)
+
+
+def _in_session(session: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def _group_lives(group: int) -> bool:

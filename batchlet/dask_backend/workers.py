@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.config
-from distributed import rpc
+from distributed import Nanny, rpc
 
 from ..node.wait import AGENT_ENVIRONMENT
 from . import rank_preload
@@ -23,7 +23,7 @@ from .compat.tls_connections import limited_handshakes
 from .logs import expect_death
 from .tuning import intervals
 
-__all__ = ["DISKS", "RankContext", "Site", "close", "configured", "keep_ports", "retire", "start"]
+__all__ = ["DISKS", "RankContext", "Site", "at_port", "close", "configured", "keep_ports", "retire", "start"]
 
 _TERMINATE = 2.0
 _STARTS = 3
@@ -167,14 +167,46 @@ async def start(
             servers.remove(server)
 
 
-def keep_ports(servers: Sequence[Any]) -> None:
+def at_port(make: Callable[..., Any], port: int | None) -> Callable[..., Any]:
+    """Have a worker start at the port that one of its name had in a process that has died, if it is free; see `keep_ports`.
+
+    Parameters
+    ----------
+    make : callable
+        As for `start`.
+    port : int, optional
+        Which; `None` where there was none.
+    """
+    if port is None or not (isinstance(make, type) and issubclass(make, Nanny)):
+        return make
+    tried = False
+
+    def make_there(address: str, **options: Any) -> Any:
+        nonlocal tried
+        there = {} if tried or options.get("worker_port") else {"worker_port": port}
+        tried = True
+        return make(address, **options, **there)
+
+    return make_there
+
+
+def keep_ports(servers: Sequence[Any]) -> dict[str, int]:
     """Have each worker come back under its address when its process is started again.
 
     Dask turns ``submit(..., workers=2)`` into an address at once; at another address the task would wait for ever.
+
+    Returns
+    -------
+    dict of str to int
+        The ports, by the names of the workers.
     """
+    ports = {}
     for server in servers:
         for nanny in dask_internals.nannies_of(server):
-            dask_internals.keep_port(nanny)
+            port = dask_internals.keep_port(nanny)
+            if port is not None:
+                ports[str(nanny.name)] = port
+    return ports
 
 
 async def retire(servers: Sequence[Any], scheduler: str, security: Any, timeout: float) -> None:

@@ -118,14 +118,9 @@ class JobKeeper:
         self._departures = Departures(
             self.book, self.desk, self._cluster, self._hub.stop, self._options.settings.stop_timeout
         )
+        most = self._options.settings.max_pending
         self._submitter = Submitter(
-            self._system,
-            self.book,
-            self.desk,
-            self._options.settings.max_pending,
-            self._prepare,
-            self._follow,
-            self._tell_custodian,
+            self._system, self.book, self.desk, most, self._prepare, self._follow, self._tell_custodian
         )
         self._publish()
         self._tasks += [

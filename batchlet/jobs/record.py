@@ -361,10 +361,7 @@ class JobBook:
         if len(self._failures) >= _EQUAL and len(set(self._failures[-_EQUAL:])) == 1:
             yield from self._give_up(f"{_EQUAL} jobs in a row were lost in the same way")
         elif self._restarts >= self._max_restarts:
-            replaced = {0: "", 1: "; 1 job was replaced already"}.get(
-                self._restarts, f"; {self._restarts} jobs were replaced already"
-            )
-            yield from self._give_up(f"max_restarts={self._max_restarts}{replaced}")
+            yield from self._give_up(_enough(self._restarts, self._max_restarts))
         else:
             self._restarts += 1
             yield Replace()
@@ -372,6 +369,11 @@ class JobBook:
     def _give_up(self, why: str) -> Iterator[Action]:
         self.gave_up = why
         yield GiveUp(f"no job is submitted anew: {why}. cluster.scale() starts over")
+
+
+def _enough(replaced: int, most: int) -> str:
+    done = {0: "", 1: "; 1 job was replaced already"}.get(replaced, f"; {replaced} jobs were replaced already")
+    return f"max_restarts={most}{done}"
 
 
 def _late(late: Sequence[JobRecord], now: float) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from .. import open_files, report, timeline
@@ -24,6 +25,7 @@ from ..control.messages import (
     Pause,
     Paused,
     Ready,
+    Replaces,
     ReportFailure,
     SchedulerStarted,
     Signalled,
@@ -39,8 +41,10 @@ from ..rendezvous.base import CoordinatorRecord, Rendezvous
 from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
 from . import inputs
+from .handover import Handover, is_over
 from .join import connect
 from .local_ranks import LocalRanks
+from .look_out import looking_out
 from .rank import PATIENCE, Rank, unexpected
 from .resolve import resolve
 from .sampling import Sampling
@@ -49,7 +53,6 @@ __all__ = ["run_agent"]
 
 # Seconds within which the rank that has started the agent connects.
 _FIRST = 10.0
-_PAUSE = 0.05
 _BACKLOG = 4096
 
 
@@ -73,6 +76,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
     EndError
         If the ranks cannot meet as planned. Rank 0 says so.
     """
+    handover = Handover(orders)
     told: list[CoordinatorRecord] = []
     rendezvous: Rendezvous = PipeRendezvous(lambda: told[0] if told else None)
     if not orders["told"]:
@@ -91,7 +95,7 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             info, (local, total) = rank.info, _crowd(rank)
             # Before anything is forked, which inherits it; how many workers it will be exactly the ranks will tell.
             open_files.make_room(local, total)
-            with _looking_out(rendezvous) as look:
+            with looking_out(rendezvous) as look:
                 with quicker_import():
                     from ..dask_backend import fork_server, processes, scratch, workers
                     from ..dask_backend.compat.tls_connections import defer_authorities
@@ -102,45 +106,16 @@ def run_agent(rank: Rank, orders: Mapping[str, Any]) -> int:
             stack.enter_context(processes.hidden_main())
             stack.enter_context(workers.configured(local, total))
             timeline.mark("Dask imported")
+            processes.end_session(orders.get("session"))
             defer_authorities()
-            fork_server.start(directory, local)
+            handover.keep(session=fork_server.start(directory, local, rank.settings.scheduler_timeout))
         except EndError as error:
             problem = error
         except Exception as error:  # noqa: BLE001
             problem = unexpected(error, f"the host of the workers on node {rank.info.node}")
-        agent = _Agent(rank, orders, rendezvous, told, directory, seen, problem)
+        agent = _Agent(rank, orders, handover, rendezvous, told, directory, seen, problem)
         with handled(lambda number, _: agent.signalled(number)):
             return asyncio.run(agent.run())
-
-
-@contextlib.contextmanager
-def _looking_out(rendezvous: Rendezvous) -> Any:
-    """Look out for the coordinator's record meanwhile; gives a function that ends this and tells what was seen.
-
-    A record that was there and is gone says that the run is over, however long the import takes. There is no thread any more
-    when the function has returned, since this process is about to fork.
-    """
-    found: list[CoordinatorRecord] = []
-    over = threading.Event()
-
-    def look() -> None:
-        while not found and not over.wait(_PAUSE):
-            record = rendezvous.latest()
-            if record is not None:
-                found.append(record)
-
-    thread = threading.Thread(target=look, name="batchlet-look-out", daemon=True)
-    thread.start()
-
-    def end() -> CoordinatorRecord | None:
-        over.set()
-        thread.join()
-        return found[0] if found else None
-
-    try:
-        yield end
-    finally:
-        end()
 
 
 def _crowd(rank: Rank) -> tuple[int, int]:
@@ -166,6 +141,7 @@ class _Agent:
         self,
         rank: Rank,
         orders: Mapping[str, Any],
+        handover: Handover,
         rendezvous: Rendezvous,
         told: list[CoordinatorRecord],
         directory: str,
@@ -174,6 +150,7 @@ class _Agent:
     ) -> None:
         self._rank = rank
         self._orders = orders
+        self._handover = handover
         self._rendezvous = rendezvous
         self._told = told
         self._directory = directory
@@ -196,6 +173,7 @@ class _Agent:
             told=self._told,
             on_signal=self.signalled,
             on_empty=self._over.set,
+            handover=self._handover,
         )
         ours = socket.socket(fileno=self._orders["socket"])
         server: asyncio.AbstractServer | None = None
@@ -239,14 +217,19 @@ class _Agent:
         until = rank.deadline + PATIENCE
         try:
             record = self._seen or self._rendezvous.wait(until)
+            self._handover.keep_name(name := f"agent-{rank.info.rank}")
             self._connection = connection = connect(
                 rank,
                 record,
-                name=f"agent-{rank.info.rank}",
+                name=name,
                 role=WORKER,
                 brings=[rank.participant],
                 latest=self._latest,
+                replaceable_within=self._handover.seconds,
             )
+            self._handover.keep_record(connection.record, rank.info.node)
+            if self._handover.number or self._ranks.saw:
+                connection.send(Replaces(self._ranks.saw, self._handover.before))
             if self._problem is not None:
                 raise self._problem
             if self._orders["stranger"]:
@@ -263,6 +246,8 @@ class _Agent:
         record = self._rendezvous.latest()
         if record is None and self._seen is not None:
             raise RefusedError("The run was over before this node could take part; the output of rank 0 says why.")
+        if self._handover.number and self._told and is_over(asdict(self._told[0])):
+            raise RefusedError("The run was over before this node could take part in it again.")
         return record
 
     def _hear(self, message: Message) -> None:
@@ -292,6 +277,7 @@ class _Agent:
         self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
+        self._ranks.over(connection.exit_code)
         self._end_in_time()
         self._sampling.end()
         logs.hush()
@@ -376,6 +362,9 @@ class _Agent:
             # Nobody else on this node says so.
             report.failure(problem, time.monotonic() - self._rank.began)
         code = connection.exit_code if connection is not None else problem.exit_code if problem is not None else 0
+        if connection is None and self._handover.number and isinstance(problem, RefusedError):
+            # It has ended without this node, be it well or not.
+            code = 0
         self._ranks.dismiss(code)
         if connection is not None:
             connection.close()

@@ -18,9 +18,13 @@ What a rank and the agent say to each other after the rank's first message:
 
 ==================  ====================================================================================
 from the rank       ``signalled 15``: this rank got a signal that is meant for the client
-from the agent      ``accepted``; or ``own``: this rank needs an agent of its own
-from the agent      ``end 0``: end with that exit code; ``last 0``: the same, once the agent has ended
+from the agent      ``accepted``, with a file descriptor (`batchlet.node.handover`); or ``own``: this rank needs an agent of
+                    its own
+from the agent      ``end 0``: end with that exit code; ``last 0``: the same, once the agent has ended; ``ending 0``: the run
+                    is over, and the same holds if the agent should die before it says so
 ==================  ====================================================================================
+
+If the agent dies without such a word, its ranks do the same once more, with what it has left them.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ import time
 
 from ..launch_variables import SLURM_PROCID, slurm_worker_rank
 from .agent_socket import StrangerError, meet, socket_name
+from .handover import how_it_ended, inherit, launch_of, read_all, received
 from .inputs import encode, for_agent, of_this_rank
 
 TYPE_CHECKING = False
@@ -181,6 +186,10 @@ class AgentConnection:
         self._process: subprocess.Popen[bytes] | None = None
         self._accepted = False
         self._stranger: list[int | None] | None = None
+        # What the agent has handed over, the exit code if it dies now and the run is over, and whether it has died once before.
+        self._handover: int | None = None
+        self._over: int | None = None
+        self._once_more = False
 
     def hold(self) -> int:
         """Find the agent, start it if there is none, and stay connected until the run is over.
@@ -201,28 +210,70 @@ class AgentConnection:
         """
         if _stranger is not None and self._name is not None:
             self._evade(_stranger)
-        words = self._of_rank()
+        words = dict(self._of_rank())
         tries = _TRIES
         while tries:
             try:
                 answer, _, code = self._converse(words).partition(" ")
             except StrangerError as stranger:
+                if self._once_more and self._other_name is None:
+                    return 0
                 self._evade(stranger)
                 continue
             finally:
                 ended = self._let_go()
-            if answer in ("end", "last"):
-                return int(code)
             if answer == "own":
                 self._name = None
+            elif not answer and self._take_over_if_left(ended):
+                words, tries = dict(self._of_rank()), _TRIES
+            elif answer in ("end", "last") or self._accepted:
+                if ended is not None and ended < 0:
+                    # Killed: see `wait.sh`.
+                    time.sleep(_JANITOR)
+                return int(code or self._over or 0)
             elif ended == 2:
                 # Something in the input is wrong, which rank 0 says.
                 return ended
             else:
                 tries -= 1
+                if ended is not None and ended < 0:
+                    words["saw"] = how_it_ended(ended)
+        if self._once_more:
+            # Rank 0 misses the workers, and says so.
+            return 0
         from ..errors import ClusterLostError
 
         raise ClusterLostError("The host of this node's workers ended while it started; its output says why.")
+
+    def take_over(self, orders: Mapping[str, Any], how: str) -> None:
+        """Attach once more, after the death of an agent.
+
+        Parameters
+        ----------
+        orders : mapping
+            Of the next one; see `batchlet.node.handover.inherit`.
+        how : str
+            How the last one has ended, if this rank has seen it.
+        """
+        before, record, other = self._of_rank, orders.get("record"), orders.get("other_name")
+        self._of_rank = lambda: {**before(), **({"record": record} if record else {}), "saw": how}
+        self._of_launch = launch_of(orders)
+        self._name = orders["name"]
+        self._other_name = (lambda: other) if other else None
+        self._deadline = time.monotonic() + orders["patience"] + PATIENCE
+        self._accepted, self._once_more = False, record is not None
+
+    def _take_over_if_left(self, ended: int | None) -> bool:
+        """Take over what the agent has left, if it has accepted this rank and the run is not over."""
+        file, self._handover = self._handover, None
+        if file is None or not self._accepted:
+            return False
+        orders = inherit(read_all(file))
+        os.close(file)
+        if orders is None or self._over is not None:
+            return False
+        self.take_over(orders, "" if ended is None else how_it_ended(ended))
+        return True
 
     def _evade(self, stranger: StrangerError) -> None:
         """Meet under the other name."""
@@ -241,6 +292,7 @@ class AgentConnection:
 
     def leave(self) -> None:
         """Tell the agent that this rank needs its workers no more; from another thread than the one that waits."""
+        self._over = 0
         try:
             if self._socket is not None:
                 self._socket.shutdown(_socket.SHUT_WR)
@@ -256,7 +308,7 @@ class AgentConnection:
             self._socket, agents_end = meet(self._name)
         message = encode(words)
         if agents_end is not None:
-            self._start(agents_end, message)
+            self._start(agents_end, message, words["record"])
         try:
             self._socket.settimeout(max(_PAUSE, self._deadline - time.monotonic()))
             self._socket.sendall(message)
@@ -265,16 +317,18 @@ class AgentConnection:
         rest = b""
         while True:
             try:
-                line, rest = _receive(self._socket, rest)
+                line, rest = self._receive(rest)
             except TimeoutError:
+                if self._once_more:
+                    return "end 0"
                 from ..errors import StartTimeoutError
 
                 raise StartTimeoutError(
                     "The host of this node's workers said nothing in time (start_timeout)."
                 ) from None
-            if not line:
-                # The agent died after all had begun: rank 0 says so, and whether the run goes on.
-                return "end 0" if self._accepted else ""
+            if line.startswith("ending"):
+                self._over = int(line.split()[1])
+                continue
             if line != "accepted":
                 return line
             self._accepted = True
@@ -284,24 +338,22 @@ class AgentConnection:
                 from .wait import become_shell, may_become_shell
 
                 if may_become_shell():
-                    become_shell(self._socket, self._environ)
+                    become_shell(self._socket, self._environ, handover=self._handover)
 
-    def _start(self, agents_end: _socket.socket, message: bytes) -> None:
+    def _start(self, agents_end: _socket.socket, message: bytes, record: object) -> None:
         """Start the agent; in the shell that this process becomes, if it may."""
         from .wait import AGENT_SOCKET, become_shell, may_become_shell
 
         assert self._socket is not None
-        listens = self._name is not None
+        ours = {"name": self._name, "listens": self._name is not None, "stranger": self._stranger, "record": record}
         if self._becomes_shell and len(message) < _ROOM and may_become_shell():
-            orders = encode(self._of_launch(socket=AGENT_SOCKET, listens=listens, stranger=self._stranger))
+            orders = encode(self._of_launch(socket=AGENT_SOCKET, **ours))
             self._socket.sendall(message)
             become_shell(self._socket, self._environ, agents_end, orders)
             sys.exit("batchlet: error: /bin/sh cannot be run.")
         from .start import start_agent
 
-        self._process = start_agent(
-            self._of_launch(socket=agents_end.fileno(), listens=listens, stranger=self._stranger), self._environ
-        )
+        self._process = start_agent(self._of_launch(socket=agents_end.fileno(), **ours), self._environ)
         agents_end.close()
 
     def _let_go(self) -> int | None:
@@ -315,25 +367,22 @@ class AgentConnection:
         import subprocess
 
         try:
-            code = process.wait(self._stop_timeout)
+            return process.wait(self._stop_timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
-        if code < 0:
-            # Killed: see `wait.sh`.
-            time.sleep(_JANITOR)
-        return code
+            return process.wait()
 
-
-def _receive(connection: _socket.socket, rest: bytes) -> tuple[str, bytes]:
-    """Read a line, an empty one when the connection has ended, and what came after it."""
-    while b"\n" not in rest:
-        try:
-            part = connection.recv(4096)
-        except ConnectionError:
-            return "", b""
-        if not part:
-            return "", b""
-        rest += part
-    line, _, rest = rest.partition(b"\n")
-    return line.decode(), rest
+    def _receive(self, rest: bytes) -> tuple[str, bytes]:
+        """Read a line, an empty one when the connection has ended, and what came after it."""
+        assert self._socket is not None
+        while b"\n" not in rest:
+            try:
+                part, file = received(self._socket, 4096)
+            except ConnectionError:
+                return "", b""
+            self._handover = file if file is not None else self._handover
+            if not part:
+                return "", b""
+            rest += part
+        line, _, rest = rest.partition(b"\n")
+        return line.decode(), rest

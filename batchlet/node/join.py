@@ -24,6 +24,7 @@ def connect(
     role: str,
     brings: Sequence[str] = (),
     latest: Callable[[], CoordinatorRecord | None] | None = None,
+    replaceable_within: int = 0,
 ) -> Connection:
     """Connect to the coordinator on rank 0.
 
@@ -39,6 +40,8 @@ def connect(
         Participants that come with it.
     latest : callable, optional
         Looks for a newer record when nobody listens where this one says.
+    replaceable_within : int
+        See `batchlet.control.messages.Hello`.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def connect(
     """
     return Connection(
         record,
-        Hello(name, role, rank.info.node, rank.info.local_ranks, tuple(brings), versions()),
+        Hello(name, role, rank.info.node, rank.info.local_ranks, tuple(brings), versions(), replaceable_within),
         rank.deadline + PATIENCE,
         rank.settings.scheduler_timeout,
         latest,

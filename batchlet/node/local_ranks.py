@@ -8,18 +8,20 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import open_files, timeline
 from ..control.connection import Connection
-from ..control.messages import ForReport, Gone, Planned, Ready, ReportFailure, SchedulerDied, Timeline
+from ..control.messages import ForReport, Gone, Planned, Ready, Replaces, ReportFailure, SchedulerDied, Timeline
 from ..errors import EndError
 from ..plan import Plan
 from ..rendezvous.base import CoordinatorRecord
 from ..resources import cgroup_memory, read_host
 from . import inputs
 from .agent_socket import user_of_peer
+from .handover import Handover
+from .local_rank import LocalRank
 from .rank import Facts, Rank
 from .sampling import planned
 from .sharing import SharingRules
@@ -27,51 +29,10 @@ from .sharing import SharingRules
 if TYPE_CHECKING:
     from ..dask_backend.workers import Site
 
-__all__ = ["LocalRank", "LocalRanks"]
+__all__ = ["LocalRanks"]
 
 # Seconds for a worker that the scheduler knows to be known to its Nanny too, which looks every 0.05 s.
 _MOMENTS = 2.0
-
-
-@dataclass(eq=False)
-class LocalRank:
-    """A rank that is attached to this agent.
-
-    Parameters
-    ----------
-    words : mapping
-        What it says of itself; see `batchlet.node.inputs.of_this_rank`.
-    rank : Rank
-        Which one, with the settings of the latest block.
-    cpus : tuple of int
-        The CPUs that it is bound to.
-    writer : StreamWriter
-        The connection to it.
-    nannies : list
-        Its workers, once they are being started.
-    gone : bool
-        Whether the connection has ended.
-    accepted : bool
-        Whether it knows that it can wait.
-    """
-
-    words: Mapping[str, Any]
-    rank: Rank
-    cpus: tuple[int, ...]
-    writer: asyncio.StreamWriter
-    nannies: list[Any] = field(default_factory=list)
-    gone: bool = False
-    accepted: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the coordinator calls it."""
-        return self.rank.participant
-
-    def send(self, line: str) -> None:
-        """Say something to the rank, if it is still there."""
-        with contextlib.suppress(RuntimeError, OSError):
-            self.writer.write(f"{line}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -111,6 +72,8 @@ class LocalRanks:
         Called with a signal's number and the participant that got it.
     on_empty : callable
         Called when no rank is attached any more.
+    handover : Handover
+        What the next agent needs if this one dies.
     """
 
     def __init__(
@@ -121,12 +84,14 @@ class LocalRanks:
         told: list[CoordinatorRecord],
         on_signal: Callable[[int, str], None],
         on_empty: Callable[[], None],
+        handover: Handover,
     ) -> None:
         self._rank = rank
         self._shared = shared
         self._told = told
         self._on_signal = on_signal
         self._on_empty = on_empty
+        self._handover = handover
         self._rules = SharingRules(rank.environment, cgroup_memory())
         self._host = read_host()
         self._present: dict[str, LocalRank] = {}
@@ -144,6 +109,11 @@ class LocalRanks:
         """Whether a rank was here, be it gone by now."""
         return bool(self._everyone)
 
+    @property
+    def saw(self) -> str:
+        """How the agent before this one has ended, if a rank has seen it."""
+        return next(filter(None, (str(one.words.get("saw", "")) for one in self._everyone)), "")
+
     def check_empty(self) -> None:
         """See whether anybody is here."""
         if self._connections == 0:
@@ -159,6 +129,7 @@ class LocalRanks:
     def begin(self, rank: Rank, facts: Facts, site: Site) -> None:
         """Begin a block: plan the workers of all ranks that are here, and of those that come."""
         self._plan_told = False
+        self._handover.begin_block()
         self._block = Block(rank, facts, site, asyncio.get_running_loop().create_future())
         for local_rank in filter(lambda one: one.accepted, self._present.values()):
             self._in_block(self._start_workers(local_rank, self._block))
@@ -210,6 +181,8 @@ class LocalRanks:
         local_rank = LocalRank(words, rank, tuple(words["cpus"]), writer)
         self._present[local_rank.name] = local_rank
         self._everyone.append(local_rank)
+        if words.get("saw") and self._joined.done():
+            self._joined.result().send(Replaces(words["saw"], self._handover.before))
         timeline.mark("last rank came")
         _widen(local_rank.cpus)
         if words["record"]:
@@ -220,7 +193,8 @@ class LocalRanks:
     async def _welcome(self, local_rank: LocalRank) -> None:
         """Let a rank wait, and start its workers if a block is under way."""
         await asyncio.shield(self._joined)
-        local_rank.send("accepted")
+        with contextlib.suppress(OSError):
+            self._handover.accept(local_rank.writer.get_extra_info("socket").fileno())
         local_rank.accepted = True
         if self._block is not None:
             self._in_block(self._start_workers(local_rank, self._block))
@@ -274,16 +248,24 @@ class LocalRanks:
         address = await asyncio.shield(block.scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
+            before = self._handover.ports
             specs = [worker_spec(worker, block.site, block.rank.settings, context) for worker in plan.hosted]
             await asyncio.gather(
                 *(
-                    workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
-                    for cls, options in specs
+                    workers.start(
+                        workers.at_port(cls, before.get(str(worker.name))),
+                        options,
+                        address,
+                        local_rank.nannies,
+                        lambda: bool(before) or connection.has(Ready),
+                    )
+                    for worker, (cls, options) in zip(plan.hosted, specs, strict=True)
                 )
             )
-            workers.keep_ports(local_rank.nannies)
+            self._handover.keep_ports(workers.keep_ports(local_rank.nannies))
             timeline.mark("last worker started")
-            connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
+            if not before:
+                connection.send(Timeline(f"workers of node {self._rank.info.node}", timeline.marks()))
             logs.report_deaths()
         except asyncio.CancelledError:
             pass
@@ -324,6 +306,11 @@ class LocalRanks:
         await workers.close(nannies, timeout)
         for local_rank in self._everyone:
             local_rank.nannies.clear()
+
+    def over(self, code: int) -> None:
+        """Let the ranks know that the run is over: they need no other agent, whatever becomes of this one."""
+        for local_rank in self._present.values():
+            local_rank.send(f"ending {code}")
 
     async def close(self, code: int, timeout: float) -> None:
         """End the workers. The ranks may go meanwhile, but for the one that sees this process end.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import _socket
     from collections.abc import Mapping
 
-__all__ = ["AGENT", "AGENT_ENVIRONMENT", "AGENT_SOCKET", "START", "become_shell", "may_become_shell"]
+__all__ = ["AGAIN", "AGENT", "AGENT_ENVIRONMENT", "AGENT_SOCKET", "START", "become_shell", "may_become_shell"]
 
 # What Dask's Nanny gives its workers before they start, for the process from which all workers of a node are forked: some of
 # it counts only when a process starts. The same seed on all nodes, so that they agree on the hash of a text.
@@ -35,16 +35,24 @@ try:
 except (EOFError, ValueError):
     sys.exit(0)
 sys.path[:] = orders["sys_path"]
+if sys.argv[1] == "batchlet.node.again":
+    from batchlet.node.again import main
+    sys.exit(main(sys.argv[2]))
 from batchlet.node.bootstrap import main
 sys.exit(main(sys.argv[1], orders, stream))
 """
+#: Name on the command line of a rank whose agent has died (`batchlet.node.again`).
+AGAIN = "batchlet.node.again"
 #: Name on the command line of the agent of a node.
 AGENT = "batchlet.node.agent"
-_PYTHON = "BATCHLET_AGENT_PYTHON"
-_CODE = "BATCHLET_AGENT_CODE"
+# Variables of the shell alone: what runs as the agent, what that has beside the variables of the rank, whether the shell is to
+# start one, and whether one has accepted this rank already.
+_PYTHON, _CODE = "BATCHLET_AGENT_PYTHON", "BATCHLET_AGENT_CODE"
+_ADDED, _STARTS = "BATCHLET_AGENT_ADDED", "BATCHLET_AGENT_STARTS"
 _ACCEPTED = "BATCHLET_ACCEPTED"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "wait.sh")  # noqa: PTH118, PTH120
-# File descriptors of the shell: the connection to the agent, the agent's end of the socket, the agent's orders.
+# File descriptors of the shell: the connection to the agent, the agent's end of the socket, the agent's orders with what it
+# leaves to the next one (`batchlet.node.handover`).
 _CONNECTION, AGENT_SOCKET, _ORDERS = 3, 4, 5
 # Above all that is given to the shell.
 _ABOVE = 10
@@ -66,6 +74,8 @@ def become_shell(
     environ: Mapping[str, str],
     agents_end: _socket.socket | None = None,
     orders: bytes | None = None,
+    *,
+    handover: int | None = None,
 ) -> None:
     """Wait for the rest as a shell; returns if that is not possible after all.
 
@@ -79,15 +89,19 @@ def become_shell(
         Of an agent that the shell starts first.
     orders : bytes, optional
         The orders of that agent.
+    handover : int, optional
+        What an agent that others have started has handed over, see `batchlet.node.handover`: a file descriptor.
     """
-    environ = dict(environ)
+    environ = {**environ, _PYTHON: sys.executable, _CODE: START}
     given = [(connection.fileno(), _CONNECTION)]
     if agents_end is not None and orders is not None:
         given += [(agents_end.fileno(), AGENT_SOCKET), (memory_file(orders), _ORDERS)]
-        environ = {**AGENT_ENVIRONMENT, **environ, _PYTHON: sys.executable, _CODE: START}
+        added = [name for name in AGENT_ENVIRONMENT if name not in environ]
+        environ = {**AGENT_ENVIRONMENT, **environ, _STARTS: "1", _ADDED: " ".join(added)}
     else:
         # A rank that starts no agent comes here when one has accepted it.
         environ[_ACCEPTED] = "1"
+        given += [(handover, _ORDERS)] if handover is not None else []
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

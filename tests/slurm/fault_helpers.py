@@ -84,7 +84,7 @@ class Running:
                 line = process.cmdline()
                 # A rank that waits is a shell.
                 of_python = process.name().startswith("python") and (
-                    str(FAULTS) in line or "batchlet.node.rank" in line
+                    str(FAULTS) in line or {"batchlet.node.rank", "batchlet.node.again"} & {*line}
                 )
                 if process.environ().get("SLURM_PROCID") == str(number) and (of_python or line[-1:] == [WAITING]):
                     mine[process.pid] = process

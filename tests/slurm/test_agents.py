@@ -191,19 +191,6 @@ MATRIX = {
         ["sum 190"], srun="-N2 -n6 --ntasks-per-node=3", act=lambda running: go_on(running, starter(running)),
         client_rc=0, within=10,
     ),
-    "agent killed": Fault(
-        "The agent of a node dies: the workers of that node are lost, and the run goes on with the others.",
-        "works-on", 0,
-        [r"^batchlet: the worker host of ranks 3, 4, 5 on node \S+ died and 3 workers with it; the run goes on with 1$", DONE],
-        ["sum 190"], srun="-N2 -n6 --ntasks-per-node=3",
-        act=lambda running: go_on(running, running.agent(4)),
-        client_rc=0, within=10,
-    ),
-    "all agents killed": Fault(
-        "When the last agent has died the client is told.",
-        "waits", 81, [r"^batchlet: error: the worker host of ranks 2, 3 on node \S+ died and 2 workers with it; 0"],
-        srun="-n4", act=lambda running: running.agent(2).kill(), client_rc=81, within=10,
-    ),
     "SIGTERM to a rank that waits": Fault(
         "A signal to a rank that waits is for the client.",
         "cleans-up", 143, [r"SIGTERM.*rank 3|rank 3.*SIGTERM"], srun="-n4", ready="under way",

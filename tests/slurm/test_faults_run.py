@@ -54,7 +54,7 @@ def strike_scheduler(number: int):
 def strike_host_and_go_on(running: Running) -> None:
     """Kill the agent of rank 0's node, which has started the scheduler, then let the client go on."""
     running.agent(2).kill()
-    running.wait_for("the run goes on")
+    running.wait_for("workers back")
     running.go_on()
 
 
@@ -135,7 +135,8 @@ SCHEDULER_PROCESS = {
     ),
     "the agent dies": Fault(
         "The scheduler outlives the agent of its node.",
-        "works-on", 0, [r"died and 2 workers with it; the run goes on with 4$", DONE], ["sum 190", "after the block"],
+        "works-on", 0, [r"was killed \(SIGKILL\); a new one has brought its 2 workers back$", DONE],
+        ["sum 190", "after the block"],
         srun="-N2 -n8 --ntasks-per-node=4", act=strike_host_and_go_on, within=10,
     ),
 }  # fmt: skip

@@ -140,16 +140,18 @@ def child_processes(server: Any) -> list[Any]:
     return [process for process in processes if getattr(process, "pid", None)]
 
 
-def keep_port(nanny: Any) -> None:
-    """Have a worker come back under its address when its process is started again.
+def keep_port(nanny: Any) -> int | None:
+    """Have a worker come back under its address when its process is started again; gives its port, if that is known.
 
     A Nanny starts it with ``process.worker_kwargs``, where ``port`` is 0. Without them it comes back at another address, and
     a task that was submitted for the address before waits for ever.
     """
     keywords = getattr(getattr(nanny, "process", None), "worker_kwargs", None)
     address = getattr(nanny, "worker_address", None)
-    if isinstance(keywords, dict) and address:
-        keywords["port"] = int(address.rsplit(":", 1)[1])
+    if not isinstance(keywords, dict) or not address:
+        return None
+    keywords["port"] = port = int(address.rsplit(":", 1)[1])
+    return port
 
 
 def stay_ended(server: Any, reason: str) -> None:
