@@ -13,6 +13,7 @@ from ..errors import EndError
 from ..network import LOOPBACK
 from ..node.rank import Rank
 from ..rendezvous import FileRendezvous
+from ..run_report.log_lines import LogLine, LogStore
 from ..security import Credentials
 from .backend import News, Outcome, StartInfo
 
@@ -40,6 +41,7 @@ class LocalBackend:
         self._cluster: Any = None
         self._scratch: str | None = None
         self._notes: FileRendezvous | None = None
+        self._logs = LogStore()
 
     @property
     def rank(self) -> Rank:
@@ -52,7 +54,7 @@ class LocalBackend:
     def start(self, check: Callable[[], None]) -> StartInfo:
         """See the protocol."""
         check()
-        from ..dask_backend import local_cluster, processes, scratch, tls, workers
+        from ..dask_backend import local_cluster, processes, scratch, tls, worker_logs, workers
         from ..dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
         from ..dask_backend.scheduler import dashboard_place
 
@@ -70,7 +72,13 @@ class LocalBackend:
         enter(processes.hidden_main())
         enter(workers.configured())
         host = rank.reachable_host() if settings.interface else LOOPBACK
-        self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
+        logs = worker_logs.NodeLogs(
+            self._logs.take, rank.info.node, ranks=False, who=worker_logs.all_in_one, warn=False
+        )
+        self._stack.callback(logs.close)
+        site = workers.Site(host, self._scratch, security, logs.path)
+        self._cluster = local_cluster.start(plan, settings, site, token)
+        self._cluster.loop.add_callback(logs.listen)
         threads, memory = [worker.threads for worker in plan.workers], [worker.memory for worker in plan.workers]
         return StartInfo(
             address=self._cluster.scheduler_address,
@@ -96,6 +104,10 @@ class LocalBackend:
     def root_cause(self, seconds: float = 0.0) -> EndError | None:  # noqa: ARG002
         """See the protocol; there is nobody else who could fail."""
         return None
+
+    def logs(self) -> tuple[list[LogLine], int]:
+        """See the protocol."""
+        return self._logs.lines(), self._logs.dropped
 
     def note(self, text: str) -> Path:
         """See the protocol. In the scratch, which is removed even after a SIGKILL: there is no rank 0 to do it."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import BatchletError, EndError
+from ..run_report.log_lines import LogStore
 from ..security import Credentials
 from ..timeline import mark, marks
 from . import events as e
@@ -107,6 +108,8 @@ class Coordinator:
 
     Attributes
     ----------
+    logs : LogStore
+        What processes of the run have logged; belongs to the coordinator's thread.
     on_stopping, on_gone : callable
         For the scheduler in this process, if it is here; see `batchlet.dask_backend.scheduler.Observer`.
     """
@@ -117,6 +120,7 @@ class Coordinator:
         self.on_gone: Callable[[set[str]], object] = lambda _: None
         self.on_stopping: Callable[[], object] = lambda: None
         self._state = State(config.node, config.ranks, config.versions, config.stop_timeout)
+        self.logs = LogStore()
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._numbers = itertools.count(e.OWN + 1)
         self._closing = False
@@ -164,6 +168,10 @@ class Coordinator:
     def beat(self) -> None:
         """Note that the scheduler's event loop runs; called by it, again and again from its start."""
         self._happened(e.MessageCame(e.OWN, m.Beat()))
+
+    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
+        """Keep what the scheduler has logged."""
+        self._happened(e.MessageCame(e.OWN, m.Logged(lines, dropped)))
 
     def signalled(self, number: int, where: str) -> None:
         """Pass a signal that rank 0 got on to the client."""
@@ -246,6 +254,10 @@ class Coordinator:
                 self._loop.call_later(seconds, self._fire, name, block)
             case e.Mark(event):
                 mark(event)
+            case e.KeepLogs(lines, dropped):
+                self.logs.take(lines, dropped)
+            case e.TellLogs(peer, start):
+                self._send((peer,), m.KeptLogs(*self.logs.part(start), self.logs.dropped))
             case e.NoteLoss(text):
                 self._owner.lost(text)
             case e.Report(error):

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import EndError
 
 __all__ = [
+    "AskLogs",
     "Beat",
     "Begin",
     "BlockOver",
@@ -23,6 +24,8 @@ __all__ = [
     "Forget",
     "Gone",
     "Hello",
+    "KeptLogs",
+    "Logged",
     "Message",
     "Orders",
     "Others",
@@ -277,6 +280,30 @@ class Timeline(Message):
 
     who: str
     marks: _Marks
+
+
+@dataclass(frozen=True)
+class Logged(Message):
+    """From agents, guests and the scheduler: lines as `batchlet.run_report.log_lines` has them; and how many were left out."""
+
+    lines: Sequence[Sequence[Any]]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class AskLogs(Message):
+    """From the client: a question for the lines that are kept, from this one on."""
+
+    start: int
+
+
+@dataclass(frozen=True)
+class KeptLogs(Message):
+    """To who has asked: the first of these lines, and how many there are in all, from the first on; and were left out."""
+
+    lines: Sequence[Sequence[Any]]
+    count: int
+    dropped: int
 
 
 @dataclass(frozen=True)

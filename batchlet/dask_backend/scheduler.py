@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import dask.config
@@ -12,12 +12,14 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import EndError
 from ..network import in_url
+from ..run_report.log_lines import Funnel, Limits
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
 from .compat.dask_internals import lose_worker
 from .compat.http_servers import http_address
 from .compat.tls_connections import limit_handshakes
+from .log_tap import LogTap
 from .logs import configure_logging, hush
 from .processes import start_failure
 from .tuning import intervals
@@ -26,6 +28,8 @@ __all__ = ["Observer", "dashboard_place", "options", "serve"]
 
 # Seconds between signs of life of the scheduler's event loop.
 _BEAT = 0.5
+# What may leave this process of its log.
+_LOGS = Limits(200, 10.0, 50)
 
 
 class Observer(Protocol):
@@ -50,6 +54,9 @@ class Observer(Protocol):
 
     def scheduler_started(self, **start: Any) -> None:
         """Note where the scheduler listens."""
+
+    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
+        """Keep what this process has logged; in any thread."""
 
     def fail(self, error: EndError) -> None:
         """End the run."""
@@ -98,6 +105,7 @@ async def serve(
     keywords: Mapping[str, Any],
     token: str | None,
     settings: Settings,
+    node: str,
     workers: int,
     on_stop: Callable[[Callable[[], object]], None],
 ) -> None:
@@ -113,12 +121,32 @@ async def serve(
         The secret part of the dashboard's address.
     settings : Settings
         What the user asked for.
+    node : str
+        Name of this node.
     workers : int
         About how many will come.
     on_stop : callable
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
+    funnel = Funnel(coordinator.logged, _LOGS)
+    tap = LogTap(funnel.put, node, lambda _: ("scheduler", 0), is_choked=lambda: funnel.is_choked)
+    try:
+        await _serve(coordinator, keywords, token, settings, workers, on_stop, funnel)
+    finally:
+        tap.close()
+        funnel.drain()
+
+
+async def _serve(
+    coordinator: Observer,
+    keywords: Mapping[str, Any],
+    token: str | None,
+    settings: Settings,
+    workers: int,
+    on_stop: Callable[[Callable[[], object]], None],
+    logs: Funnel,
+) -> None:
     # This process serves nothing else.
     limit_handshakes()
     mark("Dask imported")
@@ -141,7 +169,7 @@ async def serve(
     coordinator.on_stopping = hush
     coordinator.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     coordinator.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
-    beat = asyncio.create_task(_beat(coordinator))
+    beat = asyncio.create_task(_beat(coordinator, logs))
     await over.wait()
     beat.cancel()
     hush()
@@ -166,7 +194,8 @@ def _planned(name: object, names: set[str]) -> bool:
     return str(name) in names or str(name).rpartition("-")[0] in names
 
 
-async def _beat(coordinator: Observer) -> None:
+async def _beat(coordinator: Observer, logs: Funnel) -> None:
     while True:
         coordinator.beat()
+        logs.tick()
         await asyncio.sleep(_BEAT)

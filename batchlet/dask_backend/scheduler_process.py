@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from ..control.messages import (
     Beat,
     Failed,
     Forget,
+    Logged,
     Message,
     ReportFailure,
     SchedulerStarted,
@@ -151,7 +152,11 @@ class _SchedulerHost:
         with handled(coordinator.signalled), scratch(settings, usual, rank.info.run_id):
             # If rank 0 has to kill this process, it tidies up.
             self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
-            asyncio.run(scheduler.serve(coordinator, options, token, settings, rank.workers_expected, self._set_stop))
+            asyncio.run(
+                scheduler.serve(
+                    coordinator, options, token, settings, rank.info.node, rank.workers_expected, self._set_stop
+                )
+            )
         connection.close()
         return connection.exit_code
 
@@ -209,6 +214,9 @@ class _RemoteCoordinator:
     def scheduler_started(self, **start: Any) -> None:
         self._connection.send(Timeline("the scheduler", timeline.marks()))
         self._connection.send(SchedulerStarted(**start))
+
+    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
+        self._connection.send(Logged(lines, dropped))
 
     def fail(self, error: EndError) -> None:
         self._connection.send(ReportFailure.of(error))

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..control.door import Door
@@ -20,6 +20,7 @@ from ..control.messages import (
     Closed,
     Failed,
     Hello,
+    Logged,
     Message,
     Orders,
     Ping,
@@ -36,10 +37,11 @@ from ..control.messages import (
 )
 from ..control.wire import encode
 from ..errors import VersionMismatchError
+from ..run_report.log_lines import LogLine
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Said", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -83,6 +85,14 @@ class News(Event):
     """The user is to know this."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Said(Event):
+    """Its workers, or their host, have logged these lines, and so many more that were left out."""
+
+    lines: Sequence[LogLine]
+    dropped: int
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,8 @@ class Hub:
                 match message:
                     case Ping():
                         self._write(writer, Pong())
+                    case Logged(lines, dropped):
+                        self._on_event(Said(job, node, lines, dropped))
                     case Planned(_, workers):
                         self._on_event(Guest(job, node, text=self._book.came(number, job, workers)))
                     case Closed():
@@ -268,6 +280,8 @@ class Hub:
                 self._on_event(Serves(job, node))
             case Remaining(seconds):
                 self._on_event(Ends(job, node, seconds))
+            case Logged(lines, dropped):
+                self._on_event(Said(job, node, lines, dropped))
             case Told(text):
                 self._on_event(News(job, node, text))
             case ReportFailure(_, text):

@@ -19,6 +19,7 @@ from ..control.messages import Others
 from ..errors import RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
+from ..run_report.log_lines import LogStore
 from ..security import Credentials
 from . import hub as h
 from . import record as r
@@ -49,6 +50,11 @@ class JobKeeper:
         Name of the cluster.
     cluster : BatchletCluster
         Is told which of them are lost.
+
+    Attributes
+    ----------
+    said : LogStore
+        What workers, their hosts and the scheduler have logged.
     """
 
     def __init__(self, options: JobOptions, run_id: str, cluster: Any) -> None:
@@ -64,6 +70,7 @@ class JobKeeper:
         self._rendezvous = FileRendezvous(settings.rendezvous_dir, run_id, os.uname().nodename)
         self.record = str(self._rendezvous.directory / f"{run_id}.json")
         self.logs = JobLogs(options.keywords.get("log_directory"), self._rendezvous.directory, run_id)
+        self.said = LogStore()
         self._hub: h.Hub | None = None
         self._custodian: Custodian | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -280,6 +287,8 @@ class JobKeeper:
                 self.book.serves(name, node, now)
             case h.Ends(_, _, seconds):
                 self.book.ends(name, now + seconds)
+            case h.Said(_, _, lines, dropped):
+                self.said.take(lines, dropped)
             case h.News(_, _, text):
                 report.note(f"{title} on node {node}: {text}")
             case h.Guest(_, _, gone, said):

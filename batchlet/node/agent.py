@@ -19,6 +19,7 @@ from .. import open_files, report, timeline
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
+    Logged,
     Message,
     Pause,
     Paused,
@@ -179,6 +180,7 @@ class _Agent:
         self._problem = problem
         self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
+        self._logs: Any = None
         self._blocks = 0
 
     async def run(self) -> int:
@@ -278,12 +280,14 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, logs, processes
+        from ..dask_backend import fork_server, logs, processes, worker_logs
 
         connection = self._connection
         assert connection is not None
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(lambda *said: connection.send(Logged(*said)), self._rank.info.node)
+        self._logs.listen()
         self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
@@ -291,6 +295,7 @@ class _Agent:
         logs.hush()
         timeout = self._rank.settings.stop_timeout
         await self._ranks.close(connection.exit_code, timeout if connection.failure is None else 0.0)
+        self._logs.close()
         processes.end_helpers()
 
     def _begin(self, welcome: Welcome) -> None:
@@ -313,7 +318,7 @@ class _Agent:
             if adopt:
                 _adopt(rank, words)
             security = tls.security_for(rank.settings.security, connection.credentials)
-            site = workers.Site(rank.reachable_host(), self._directory, security)
+            site = workers.Site(rank.reachable_host(), self._directory, security, self._logs.path)
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
@@ -334,6 +339,7 @@ class _Agent:
         await self._ranks.pause(self._rank.settings.stop_timeout)
         for limit in limits:
             limit.cancel()
+        self._logs.drain()
         connection.send(Paused())
 
     # The end

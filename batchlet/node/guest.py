@@ -20,7 +20,7 @@ from typing import Any
 from .. import environments, open_files, report
 from ..control.connection import Connection
 from ..control.guests import GUEST
-from ..control.messages import Failed, Hello, Message, Pause, Paused, Planned, SchedulerStarted, Stop, Welcome
+from ..control.messages import Failed, Hello, Logged, Message, Pause, Paused, Planned, SchedulerStarted, Stop, Welcome
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
@@ -146,10 +146,11 @@ class _Guest:
         self._signal = 0
         self._problem: EndError | None = None
         self._said = False
+        self._logs: Any = None
 
     async def run(self) -> int:
         """Connect, host workers in each block of the run, and wait for the end."""
-        from ..dask_backend import fork_server, logs, processes, workers
+        from ..dask_backend import fork_server, logs, processes, worker_logs, workers
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -159,6 +160,8 @@ class _Guest:
             raise UsageError(f"Run {self._record.run_id} cannot be joined. {problem}")
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(lambda *said: connection.send(Logged(*said)), self._info.node, ranks=False)
+        self._logs.listen()
         connection.listen(self._hear)
         await self._over.wait()
         lost = not connection.coordinator_is_alive
@@ -169,6 +172,7 @@ class _Guest:
         if self._signal and not lost and self._retire is not None:
             await self._retire()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        self._logs.close()
         processes.end_helpers()
         connection.close()
         return self._end(connection)
@@ -251,7 +255,8 @@ class _Guest:
             open_files.make_room(len(plans), _SOME)
             open_files.for_workers(len(plans), self._info.node)
             security = tls.security_for(settings.security, connection.credentials)
-            site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
+            host = reachable_host(self._info.node, 2, settings.interface)
+            site = workers.Site(host, self._directory, security, self._logs.path)
             self._retire = lambda: workers.retire(self._nannies, scheduler, security, settings.grace)
             connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))
             cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()

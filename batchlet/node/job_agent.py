@@ -23,6 +23,7 @@ from ..control.connection import Connection
 from ..control.messages import (
     Failed,
     Hello,
+    Logged,
     Message,
     Orders,
     Others,
@@ -139,10 +140,11 @@ class _JobAgent:
         self._ways: Any = None
         self._starting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
+        self._logs: Any = None
 
     async def run(self) -> int:
         """Connect, do as ordered, and wait for the end."""
-        from ..dask_backend import fork_server, logs, processes, workers
+        from ..dask_backend import fork_server, logs, processes, worker_logs, workers
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -155,6 +157,8 @@ class _JobAgent:
             )
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(lambda *said: self._say(Logged(*said)), self._node, ranks=False)
+        self._logs.listen()
         connection.listen(self._hear)
         await self._over.wait()
         lost = not connection.coordinator_is_alive
@@ -163,6 +167,7 @@ class _JobAgent:
         if self._starting is not None:
             self._starting.cancel()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        self._logs.close()
         processes.end_helpers()
         if lost:
             report.note(
@@ -233,7 +238,8 @@ class _JobAgent:
             open_files.make_room(len(plans), words["total"])
             open_files.for_workers(len(plans), self._node)
             security = tls.security_for(settings.security, connection.credentials)
-            site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
+            host = reachable_host(self._node, 2, settings.interface)
+            site = workers.Site(host, self._directory, security, self._logs.path)
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))
             here = f" on node {socket.gethostname()}"

@@ -58,7 +58,7 @@ ROOMS = (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
     ),
-    ("run_report", (("run_report",),)),
+    ("run_report", (("run_report",), ("run_report.log_lines",))),
     (
         "control",
         (
@@ -117,10 +117,13 @@ ROOMS = (
                 "dask_backend.compat.http_servers",
                 "dask_backend.compat.interpreter_end",
                 "dask_backend.compat.log_messages",
+                "dask_backend.compat.logging_internals",
                 "dask_backend.compat.multiprocessing_internals",
                 "dask_backend.compat.tls_connections",
             ),
             ("dask_backend.logs", "dask_backend.processes"),
+            ("dask_backend.log_tap",),
+            ("dask_backend.worker_logs",),
             ("dask_backend.scratch", "dask_backend.tls", "dask_backend.dashboard", "dask_backend.rank_preload"),
             ("dask_backend.worker_process",),
             ("dask_backend.fork_server", "dask_backend.tuning"),
