@@ -39,8 +39,8 @@ class LogTap:
         are not kept.
     owner_of : callable
         From the number of a worker's process to that worker and its rank, where it is a child of this process.
-    is_choked : callable
-        Whether so much is said that nobody needs the traceback.
+    refuses : callable
+        Whether so much is said at a level that a line need not be made.
     warn : bool
         Whether warnings of Python's are kept too, which every user's code may give.
     """
@@ -52,14 +52,14 @@ class LogTap:
         who: Callable[[str], tuple[str, int | None] | None],
         *,
         owner_of: Callable[[int], tuple[str, int | None] | None] = lambda _: None,
-        is_choked: Callable[[], bool] = lambda: False,
+        refuses: Callable[[str], bool] = lambda _: False,
         warn: bool = True,
     ) -> None:
         self._put = put
         self._node = node
         self._who = who
         self._owner_of = owner_of
-        self._is_choked = is_choked
+        self._refuses = refuses
         self._end_records = hear_records(self._hear)
         self._end_deaths = hear_deaths(self._hear_death)
         self._before: Any = None
@@ -80,14 +80,15 @@ class LogTap:
 
     def _hear(self, record: logging.LogRecord) -> None:
         known = self._who(record.name)
-        if known is None or not all(one.filter(record) for one in FILTERS):
+        level = level_of(record.levelno)
+        if known is None or self._refuses(level) or not all(one.filter(record) for one in FILTERS):
             return
         text = record.getMessage()
-        if record.exc_info and not self._is_choked():
+        if record.exc_info:
             text = f"{text}\n{record.exc_text or ''.join(traceback.format_exception(*record.exc_info)).rstrip()}"
         pid = greedy_worker(text)
         who = (pid is not None and self._owner_of(pid)) or known
-        self._put((record.created, level_of(record.levelno), *who, self._node, record.name, cut(text)))
+        self._put((record.created, level, *who, self._node, record.name, cut(text)))
 
     def _hear_death(self, pid: int, text: str) -> None:
         who = self._owner_of(pid) or self._who(_NANNY)
@@ -102,7 +103,7 @@ class LogTap:
             before(message, category, filename, lineno, file, line)
             # One that is shown elsewhere, to a file or in a test of the user's, is nobody else's business.
             known = self._who(_WARNINGS)
-            if file is None and known is not None:
+            if file is None and known is not None and not self._refuses("warning"):
                 text = cut(f"{category.__name__}: {message} ({filename}:{lineno})")
                 self._put((time.time(), "warning", *known, self._node, _WARNINGS, text))
 

@@ -12,7 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import EndError
 from ..network import in_url
-from ..run_report.log_lines import Funnel, Limits
+from ..run_report.log_lines import Limits, Ways
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
@@ -129,13 +129,13 @@ async def serve(
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
-    funnel = Funnel(coordinator.logged, _LOGS)
-    tap = LogTap(funnel.put, node, lambda _: ("scheduler", 0), is_choked=lambda: funnel.is_choked)
+    ways = Ways(coordinator.logged, _LOGS)
+    tap = LogTap(ways.put, node, lambda _: ("scheduler", 0), refuses=ways.refuses)
     try:
-        await _serve(coordinator, keywords, token, settings, workers, on_stop, funnel)
+        await _serve(coordinator, keywords, token, settings, workers, on_stop, ways)
     finally:
         tap.close()
-        funnel.drain()
+        ways.drain()
 
 
 async def _serve(
@@ -145,7 +145,7 @@ async def _serve(
     settings: Settings,
     workers: int,
     on_stop: Callable[[Callable[[], object]], None],
-    logs: Funnel,
+    logs: Ways,
 ) -> None:
     # This process serves nothing else.
     limit_handshakes()
@@ -194,7 +194,7 @@ def _planned(name: object, names: set[str]) -> bool:
     return str(name) in names or str(name).rpartition("-")[0] in names
 
 
-async def _beat(coordinator: Observer, logs: Funnel) -> None:
+async def _beat(coordinator: Observer, logs: Ways) -> None:
     while True:
         coordinator.beat()
         logs.tick()

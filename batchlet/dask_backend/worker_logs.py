@@ -20,7 +20,7 @@ from typing import Any
 
 from distributed import Nanny
 
-from ..run_report.log_lines import NODE, RANK, Funnel, Limits, LogLine
+from ..run_report.log_lines import NODE, RANK, Limits, LogLine, Ways
 from .compat.dask_internals import child_processes, living
 from .log_tap import LogTap
 
@@ -56,8 +56,8 @@ class _Speaker:
         self._socket: socket.socket | None = None
         self._lost = 0
         self._patient = True
-        self.funnel = Funnel(self._send, _WORKER)
-        self.tap = LogTap(self.funnel.put, "", lambda _: (who, rank), is_choked=lambda: self.funnel.is_choked)
+        self.ways = Ways(self._send, _WORKER)
+        self.tap = LogTap(self.ways.put, "", lambda _: (who, rank), refuses=self.ways.refuses)
 
     def _send(self, lines: list[LogLine], dropped: int) -> None:
         self._lost += dropped
@@ -99,7 +99,7 @@ def stop_speaking() -> None:
     global _speaker
     if _speaker is not None:
         _speaker.tap.close()
-        _speaker.funnel.drain()
+        _speaker.ways.drain()
         _speaker = None
 
 
@@ -149,7 +149,7 @@ class NodeLogs:
     ) -> None:
         self._node = node
         self._ranks = ranks
-        self._funnel = Funnel(send, _NODE)
+        self._ways = Ways(send, _NODE)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -163,11 +163,11 @@ class NodeLogs:
             self._socket.close()
             self._socket, self.path = None, ""
         self._tap = LogTap(
-            self._funnel.put,
+            self._ways.put,
             node,
             who,
             owner_of=self._owner_of,
-            is_choked=lambda: self._funnel.is_choked,
+            refuses=self._ways.refuses,
             warn=warn,
         )
 
@@ -182,7 +182,7 @@ class NodeLogs:
         """Hand on all that was said so far."""
         while self._take():
             pass
-        self._funnel.drain()
+        self._ways.drain()
 
     def close(self) -> None:
         """Hand on all that was said, and take no more; in any thread, twice does no harm."""
@@ -220,8 +220,8 @@ class NodeLogs:
                 line[RANK] = line[RANK] if self._ranks else None
                 line[NODE] = self._node
                 if lost:
-                    self._funnel.lose(int(lost))
-                self._funnel.put(line)
+                    self._ways.lose(int(lost))
+                self._ways.put(line)
             except OSError:
                 return False
             except (ValueError, TypeError, IndexError):
@@ -229,7 +229,7 @@ class NodeLogs:
         return True
 
     def _tick(self) -> None:
-        self._funnel.tick()
+        self._ways.tick()
         if self._loop is not None and self._socket is not None:
             self._timer = self._loop.call_later(_TICK, self._tick)
 

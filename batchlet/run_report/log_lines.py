@@ -13,7 +13,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["LEVELS", "NODE", "RANK", "WHO", "Funnel", "Limits", "LogLine", "LogStore", "cut", "level_of", "written"]
+__all__ = [
+    "LEVELS",
+    "NODE",
+    "RANK",
+    "WHO",
+    "Funnel",
+    "Limits",
+    "LogLine",
+    "LogStore",
+    "Ways",
+    "cut",
+    "level_of",
+    "written",
+]
 
 #: Seconds since the epoch, level, process ("worker 3", "scheduler"), rank or `None`, node, logger, text; JSON makes it a list.
 LogLine = Sequence[Any]
@@ -94,17 +107,19 @@ class Funnel:
         self._kept = limits.kept
         self._clock = clock
         self._free = self._burst
-        self._then = clock()
+        self._then = self._closed_until = clock()
         # By process.
         self._waiting: dict[str, deque[LogLine]] = {}
         self._dropped = 0
         # What is said while something is sent, as by a signal's handler in the same thread, must not stop it.
         self._lock = threading.RLock()
 
-    @property
-    def is_choked(self) -> bool:
-        """Whether a line that came now would have to wait: it need not be a beautiful one."""
-        return bool(self._waiting) and (self._clock() - self._then) * self._rate + self._free < 1
+    def refuses(self) -> bool:
+        """Whether a line would have to wait now, which is then counted as left out: quicker than to make one and `put` it."""
+        if self._clock() < self._closed_until:
+            self._dropped += 1
+            return True
+        return False
 
     def put(self, line: LogLine) -> None:
         """Let a line through, now or later, unless newer ones are too many."""
@@ -139,6 +154,7 @@ class Funnel:
         self._free = min(self._burst, self._free + (now - self._then) * self._rate)
         self._then = now
         self._free -= self._flush(self._free)
+        self._closed_until = now + max(0.0, 1 - self._free) / self._rate
 
     def _flush(self, allowed: float) -> int:
         count = 0
@@ -157,6 +173,46 @@ class Funnel:
             dropped, self._dropped = self._dropped, 0
             self._send(lines, dropped)
         return count
+
+
+class Ways:
+    """Two funnels: a flood of warnings holds up no error.
+
+    Parameters
+    ----------
+    send, limits, clock
+        Of each; see `Funnel`.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[LogLine], int], object],
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._warnings, self._errors = (Funnel(send, limits, clock) for _ in range(2))
+
+    def put(self, line: LogLine) -> None:
+        """Let a line through, now or later; see `Funnel.put`."""
+        (self._warnings if line[LEVEL] == LEVELS[0] else self._errors).put(line)
+
+    def refuses(self, level: str) -> bool:
+        """Whether a line of this level would have to wait now; see `Funnel.refuses`."""
+        return (self._warnings if level == LEVELS[0] else self._errors).refuses()
+
+    def lose(self, count: int) -> None:
+        """Note lines that were left out elsewhere."""
+        self._warnings.lose(count)
+
+    def tick(self) -> None:
+        """Let through what may go by now."""
+        for funnel in (self._errors, self._warnings):
+            funnel.tick()
+
+    def drain(self) -> None:
+        """Let through all that waits."""
+        for funnel in (self._errors, self._warnings):
+            funnel.drain()
 
 
 class LogStore:
@@ -230,4 +286,5 @@ class LogStore:
         """Give some lines for a message, and how many there are in all; from the first on those of this moment."""
         if start == 0:
             self._shown = self.lines()
+        start = max(0, start)
         return self._shown[start : start + _TOGETHER], len(self._shown)
