@@ -326,9 +326,8 @@ class BatchletRunner(_Timed):
         Returns
         -------
         mapping of str to str
-            "Cluster", "Scheduler" and the addresses of the workers that are there to what they have logged. Where anything was
-            said at level "warning" or above and all workers are asked for, also "Warnings": what the scheduler, any worker,
-            be it gone by now, and their hosts have said, by any logger, each line with its process and node.
+            "Cluster", "Scheduler" and the addresses of living workers. "Warnings", where there are any and all workers are
+            asked for: what was said anywhere at level "warning" and above, each line with its rank and node.
         """
         return self._view.logs(cluster=cluster, scheduler=scheduler, workers=workers)
 

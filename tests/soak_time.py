@@ -30,13 +30,13 @@ import psutil  # noqa: E402
 from cluster_slurm import SlurmCluster  # noqa: E402
 from run_helpers import WORKLOADS, BatchJob, Place, environ_of, poll  # noqa: E402
 
-TASKS, SECONDS, RANKS, NODES = 1000, 0.4, 8, 2
+TASKS, SECONDS, RANKS, NODES = 1000, 0.3, 8, 2
 STOPS = 3
 # What may be computed twice.
 MOST = 0.05
 KINDS = ("limit", "rank", "step", "preempt")
 # Seconds of a job with --time=1, after which it is stopped where that is by its limit; and else never.
-EARLIEST, LATEST, NEVER = 16.0, 26.0, 52.0
+EARLIEST, LATEST, NEVER = 14.0, 20.0, 52.0
 # Tasks that are done before a signal comes.
 TASKS_BEFORE = 200
 # Seconds for a requeued job to start, to be stopped, and to end.

@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import BatchletError, EndError
-from ..run_report.log_lines import LogStore
+from ..errors import BatchletError, EndError, terminated
 from ..security import Credentials
 from ..timeline import mark, marks
 from . import events as e
@@ -89,6 +88,15 @@ class Owner(Protocol):
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
 
+    def keep(self, told: Sequence[Sequence[Any]], node: str | None) -> None:
+        """Keep something for the report; see `batchlet.control.messages.ForReport`."""
+
+    def logs(self, start: int) -> tuple[Sequence[Sequence[Any]], int, int]:
+        """Give what `batchlet.control.messages.KeptLogs` says."""
+
+    def use_of_block(self) -> Mapping[str, Any]:
+        """Say what the block did with what it was granted."""
+
     def end_hard(self) -> None:
         """End this process: the run is over, and it has not ended within `stop_timeout`."""
 
@@ -108,8 +116,6 @@ class Coordinator:
 
     Attributes
     ----------
-    logs : LogStore
-        What processes of the run have logged; belongs to the coordinator's thread.
     on_stopping, on_gone : callable
         For the scheduler in this process, if it is here; see `batchlet.dask_backend.scheduler.Observer`.
     """
@@ -120,7 +126,6 @@ class Coordinator:
         self.on_gone: Callable[[set[str]], object] = lambda _: None
         self.on_stopping: Callable[[], object] = lambda: None
         self._state = State(config.node, config.ranks, config.versions, config.stop_timeout)
-        self.logs = LogStore()
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._numbers = itertools.count(e.OWN + 1)
         self._closing = False
@@ -169,9 +174,10 @@ class Coordinator:
         """Note that the scheduler's event loop runs; called by it, again and again from its start."""
         self._happened(e.MessageCame(e.OWN, m.Beat()))
 
-    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
-        """Keep what the scheduler has logged."""
-        self._happened(e.MessageCame(e.OWN, m.Logged(lines, dropped)))
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        """Note what the scheduler tells of its workers, for the report."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._keep, m.ForReport(told), self._config.node)
 
     def signalled(self, number: int, where: str) -> None:
         """Pass a signal that rank 0 got on to the client."""
@@ -213,6 +219,10 @@ class Coordinator:
         self._advance(e.PeerEntered(number, hello))
         try:
             while (message := await receive(reader)) is not None:
+                if isinstance(message, (m.ForReport, m.Timeline)):
+                    self._keep(message, hello.node)
+                elif isinstance(message, m.AskLogs):
+                    self._send((number,), m.KeptLogs(*self._owner.logs(message.start)))
                 self._advance(e.MessageCame(number, message))
         finally:
             del self._writers[number]
@@ -240,12 +250,34 @@ class Coordinator:
             except Exception as error:  # noqa: BLE001 - the actions after this one are for others
                 self._loop.call_exception_handler({"message": f"{action} was not carried out", "exception": error})
 
+    def _keep(self, message: m.Message, node: str | None = None) -> None:
+        """Have the report know what somebody has told, or is being told."""
+        told: Sequence[Sequence[Any]] = ()
+        match message:
+            case m.ForReport(told):
+                pass
+            case m.Timeline(who, at):
+                told = [("marks", {"who": who, "marks": at})]
+            case m.Ready():
+                told = [("ready", {}), ("marks", {"who": "rank 0", "marks": marks()})]
+            case m.Terminate(number, where):
+                told = [("event", {"kind": "signal", "text": str(terminated(number, where))})]
+            case m.Forget(workers):
+                told = [("lost", {"workers": workers})]
+        if told:
+            try:
+                self._owner.keep(told, node)
+            except Exception as error:  # noqa: BLE001 - a report never ends a run
+                self._loop.call_exception_handler({"message": f"{told} was not kept", "exception": error})
+
     def _carry_out(self, action: e.Action) -> None:
+        if isinstance(action, (e.Send, e.TellScheduler)):
+            self._keep(action.message)
         match action:
             case e.Send(peers, message):
                 self._send(peers, message)
             case e.SayOver(peers, who, timeline):
-                self._send(peers, m.BlockOver({who: marks(), **timeline}))
+                self._send(peers, m.BlockOver({who: marks(), **timeline}, self._owner.use_of_block()))
             case e.TellScheduler(m.Stopping()):
                 self.on_stopping()
             case e.TellScheduler(m.Forget(workers)):
@@ -254,10 +286,6 @@ class Coordinator:
                 self._loop.call_later(seconds, self._fire, name, block)
             case e.Mark(event):
                 mark(event)
-            case e.KeepLogs(lines, dropped):
-                self.logs.take(lines, dropped)
-            case e.TellLogs(peer, start):
-                self._send((peer,), m.KeptLogs(*self.logs.part(start), self.logs.dropped))
             case e.NoteLoss(text):
                 self._owner.lost(text)
             case e.Report(error):

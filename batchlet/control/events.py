@@ -25,7 +25,6 @@ __all__ = [
     "Event",
     "FactsKnown",
     "Fail",
-    "KeepLogs",
     "LocalSignal",
     "Mark",
     "MessageCame",
@@ -40,7 +39,6 @@ __all__ = [
     "Send",
     "StartTimer",
     "StopServing",
-    "TellLogs",
     "TellScheduler",
     "TimePassed",
     "TimerFired",
@@ -238,22 +236,6 @@ class NoteLoss(Action):
     """Tell the user of something that is not as it should be, or lost, while the run goes on."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class KeepLogs(Action):
-    """Keep what processes of the run have logged."""
-
-    lines: Sequence[Sequence[Any]]
-    dropped: int
-
-
-@dataclass(frozen=True)
-class TellLogs(Action):
-    """Say on this connection what is kept, from one line on."""
-
-    peer: int
-    start: int
 
 
 @dataclass(frozen=True)

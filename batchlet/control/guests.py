@@ -95,7 +95,7 @@ class Guests:
 
     def hear(self, peer: Peer, message: m.Message) -> bool:
         """Take in what a guest says; whether it was one, and nothing else follows from its words."""
-        if peer.role != GUEST or isinstance(message, (m.Ping, m.Logged, m.Paused, m.Closed)):
+        if peer.role != GUEST or isinstance(message, (m.Ping, m.Paused, m.Closed)):
             return False
         if isinstance(message, m.Planned):
             self._tell(self._book.came(peer.number, peer.name, message.workers))

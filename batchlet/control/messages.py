@@ -21,11 +21,11 @@ __all__ = [
     "Done",
     "Failed",
     "Finish",
+    "ForReport",
     "Forget",
     "Gone",
     "Hello",
     "KeptLogs",
-    "Logged",
     "Message",
     "Orders",
     "Others",
@@ -252,9 +252,12 @@ class BlockOver(Message):
     ----------
     timeline : mapping of str to marks
         The marks of all processes, by who they are.
+    use : mapping
+        What the block did with what it was granted; `use` in the schema of reports.
     """
 
     timeline: Mapping[str, _Marks] = field(default_factory=dict)
+    use: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,23 +286,25 @@ class Timeline(Message):
 
 
 @dataclass(frozen=True)
-class Logged(Message):
-    """From agents, guests and the scheduler: lines as `batchlet.run_report.log_lines` has them; and how many were left out."""
+class ForReport(Message):
+    """From everybody: something for the report; see `batchlet.run_report.told.Told.take`."""
 
-    lines: Sequence[Sequence[Any]]
-    dropped: int = 0
+    told: Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class AskLogs(Message):
-    """From the client: a question for the lines that are kept, from this one on."""
+    """From the client: a question for the lines of logs that are kept, from this one on."""
 
     start: int
 
 
 @dataclass(frozen=True)
 class KeptLogs(Message):
-    """To who has asked: the first of these lines, and how many there are in all, from the first on; and were left out."""
+    """To who has asked: the first of these lines, how many there are in all, and how many were left out before.
+
+    Their form is that of `batchlet.run_report.log_lines`.
+    """
 
     lines: Sequence[Sequence[Any]]
     count: int

@@ -172,10 +172,6 @@ class State(Ending):
                 self._stop()
             case m.Timeline(who, marks):
                 self._timeline[who] = marks
-            case m.Logged(lines, dropped):
-                self._out.add(e.KeepLogs(lines, dropped))
-            case m.AskLogs(start):
-                self._out.add(e.TellLogs(peer.number, start))
             case m.Closed():
                 self._leave(peer, lost=False)
 

@@ -12,7 +12,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import EndError
 from ..network import in_url
-from ..run_report.log_lines import Limits, Ways
+from ..node.sampling import sampling
+from ..run_report.log_lines import Limits, Ways, for_report
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
@@ -22,6 +23,7 @@ from .compat.tls_connections import limit_handshakes
 from .log_tap import LogTap
 from .logs import configure_logging, hush
 from .processes import start_failure
+from .scheduler_figures import SchedulerFigures
 from .tuning import intervals
 
 __all__ = ["Observer", "dashboard_place", "options", "serve"]
@@ -52,11 +54,11 @@ class Observer(Protocol):
     def worker_joined(self, name: object) -> None:
         """Note that the scheduler knows a worker."""
 
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        """Note what is known of workers and tasks, for the report."""
+
     def scheduler_started(self, **start: Any) -> None:
         """Note where the scheduler listens."""
-
-    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
-        """Keep what this process has logged; in any thread."""
 
     def fail(self, error: EndError) -> None:
         """End the run."""
@@ -129,7 +131,7 @@ async def serve(
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
-    ways = Ways(coordinator.logged, _LOGS)
+    ways = Ways(lambda *said: coordinator.for_report(for_report(*said)), _LOGS)
     tap = LogTap(ways.put, node, lambda _: ("scheduler", 0), refuses=ways.refuses)
     try:
         await _serve(coordinator, keywords, token, settings, workers, on_stop, ways)
@@ -159,19 +161,34 @@ async def _serve(
         if token is not None:
             dashboard.guard(scheduler, token)
         scheduler.add_plugin(_Join(coordinator))
+        figures = SchedulerFigures(scheduler)
+        scheduler.add_plugin(figures)
         await scheduler
     except Exception as error:  # noqa: BLE001
         coordinator.fail(start_failure("scheduler", error))
         await over.wait()
         return
     mark("scheduler listens")
+
+    def stopping() -> None:
+        hush()
+        loop.call_soon_threadsafe(last_words)
+
+    def last_words() -> None:
+        figures.over = True
+        coordinator.for_report(figures.told())
+
     # What the workers leave behind when they go is no news from here on.
-    coordinator.on_stopping = hush
+    coordinator.on_stopping = stopping
     coordinator.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     coordinator.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
-    beat = asyncio.create_task(_beat(coordinator, logs))
+    work = [
+        asyncio.create_task(_beat(coordinator, logs)),
+        asyncio.create_task(sampling(figures.told, coordinator.for_report, 1)),
+    ]
     await over.wait()
-    beat.cancel()
+    for task in work:
+        task.cancel()
     hush()
     await asyncio.wait_for(scheduler.close(), settings.stop_timeout)
 

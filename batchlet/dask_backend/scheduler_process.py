@@ -21,7 +21,7 @@ from ..control.messages import (
     Beat,
     Failed,
     Forget,
-    Logged,
+    ForReport,
     Message,
     ReportFailure,
     SchedulerStarted,
@@ -211,12 +211,12 @@ class _RemoteCoordinator:
     def worker_joined(self, name: object) -> None:
         self._connection.send(WorkerJoined(str(name)))
 
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        self._connection.send(ForReport(told))
+
     def scheduler_started(self, **start: Any) -> None:
         self._connection.send(Timeline("the scheduler", timeline.marks()))
         self._connection.send(SchedulerStarted(**start))
-
-    def logged(self, lines: Sequence[Sequence[Any]], dropped: int) -> None:
-        self._connection.send(Logged(lines, dropped))
 
     def fail(self, error: EndError) -> None:
         self._connection.send(ReportFailure.of(error))

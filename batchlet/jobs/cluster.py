@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import os
@@ -145,11 +146,12 @@ class BatchletCluster(KeptCluster):
         if self._opened:
             return
         self._opened = True
-        said = self.keeper.said
-        self._tap = LogTap(lambda line: said.log(*line), os.uname().nodename.split(".")[0], all_in_one, warn=False)
+        logs = self.keeper.account.logs
+        self._tap = LogTap(lambda line: logs.log(*line), os.uname().nodename.split(".")[0], all_in_one, warn=False)
         self.new_spec["group"] = [f"-{number}" for number in range(self._job.size.workers)]
         try:
             self.keeper.open(self._host)
+            self.keeper.account.begin(self.scheduler)
             if self._first:
                 await self.keeper.check(self.job_script())
         except EndError as error:
@@ -171,12 +173,27 @@ class BatchletCluster(KeptCluster):
             hush()
             await self.keeper.cancel_waiting()
             await self.keeper.dismiss_guests()
+            self.keeper.account.end()
             await super()._close()
             await self.keeper.close()
+            await asyncio.to_thread(self.keeper.account.close)
         else:
             await super()._close()
         if self._tap is not None:
             self._tap.close()
+
+    def __enter__(self) -> BatchletCluster:
+        super().__enter__()
+        self.keeper.account.enter(self)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> Any:
+        self.keeper.account.leave(error)
+        return super().__exit__(kind, error, traceback)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> Any:
+        self.keeper.account.leave(error)
+        return await super().__aexit__(kind, error, traceback)
 
     # Jobs
 
@@ -289,7 +306,8 @@ class BatchletCluster(KeptCluster):
     async def _find_logs(self, cluster: bool, scheduler: bool, workers: Any) -> Any:
         found = await super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
         if workers is True:
-            found.update(warnings_of(self.keeper.said.lines(), self.keeper.said.dropped))
+            kept = self.keeper.account.logs
+            found.update(warnings_of(kept.lines(), kept.dropped))
         return found
 
     @property

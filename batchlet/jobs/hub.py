@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..control.door import Door
 from ..control.guests import GUEST, GuestBook
@@ -19,8 +20,8 @@ from ..control.handshake import receive, run_loop
 from ..control.messages import (
     Closed,
     Failed,
+    ForReport,
     Hello,
-    Logged,
     Message,
     Orders,
     Ping,
@@ -37,11 +38,10 @@ from ..control.messages import (
 )
 from ..control.wire import encode
 from ..errors import VersionMismatchError
-from ..run_report.log_lines import LogLine
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Said", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Noted", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -88,11 +88,10 @@ class News(Event):
 
 
 @dataclass(frozen=True)
-class Said(Event):
-    """Its workers, or their host, have logged these lines, and so many more that were left out."""
+class Noted(Event):
+    """It tells something for the report; see `batchlet.control.messages.ForReport`."""
 
-    lines: Sequence[LogLine]
-    dropped: int
+    told: Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -252,10 +251,10 @@ class Hub:
                 match message:
                     case Ping():
                         self._write(writer, Pong())
-                    case Logged(lines, dropped):
-                        self._on_event(Said(job, node, lines, dropped))
                     case Planned(_, workers):
                         self._on_event(Guest(job, node, text=self._book.came(number, job, workers)))
+                    case ForReport(told):
+                        self._on_event(Noted(job, node, told))
                     case Closed():
                         lost = False
         finally:
@@ -280,8 +279,8 @@ class Hub:
                 self._on_event(Serves(job, node))
             case Remaining(seconds):
                 self._on_event(Ends(job, node, seconds))
-            case Logged(lines, dropped):
-                self._on_event(Said(job, node, lines, dropped))
+            case ForReport(told):
+                self._on_event(Noted(job, node, told))
             case Told(text):
                 self._on_event(News(job, node, text))
             case ReportFailure(_, text):

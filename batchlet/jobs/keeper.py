@@ -19,10 +19,10 @@ from ..control.messages import Others
 from ..errors import RendezvousError
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord, FileRendezvous
-from ..run_report.log_lines import LogStore
 from ..security import Credentials
 from . import hub as h
 from . import record as r
+from .account import ClusterAccount
 from .custodian import Custodian
 from .desk import Desk
 from .job_logs import JobLogs
@@ -50,11 +50,6 @@ class JobKeeper:
         Name of the cluster.
     cluster : BatchletCluster
         Is told which of them are lost.
-
-    Attributes
-    ----------
-    said : LogStore
-        What workers, their hosts and the scheduler have logged.
     """
 
     def __init__(self, options: JobOptions, run_id: str, cluster: Any) -> None:
@@ -70,7 +65,7 @@ class JobKeeper:
         self._rendezvous = FileRendezvous(settings.rendezvous_dir, run_id, os.uname().nodename)
         self.record = str(self._rendezvous.directory / f"{run_id}.json")
         self.logs = JobLogs(options.keywords.get("log_directory"), self._rendezvous.directory, run_id)
-        self.said = LogStore()
+        self.account = ClusterAccount(settings, run_id, options.system.name, self._heard)
         self._hub: h.Hub | None = None
         self._custodian: Custodian | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -112,7 +107,7 @@ class JobKeeper:
         self._loop = asyncio.get_running_loop()
         self._custodian = Custodian(self.desk.environ)
         self._custodian.files([self.record, *self.logs.files, f"{self._rendezvous.directory}/"])
-        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self._heard)
+        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self.account.heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
         self._published = CoordinatorRecord(
@@ -287,14 +282,12 @@ class JobKeeper:
                 self.book.serves(name, node, now)
             case h.Ends(_, _, seconds):
                 self.book.ends(name, now + seconds)
-            case h.Said(_, _, lines, dropped):
-                self.said.take(lines, dropped)
             case h.News(_, _, text):
-                report.note(f"{title} on node {node}: {text}")
+                self.account.say(f"{title} on node {node}: {text}")
             case h.Guest(_, _, gone, said):
                 self._cluster.lose(list(gone), wanted=True)
                 if said is not None:
-                    report.note(said)
+                    self.account.say(said)
             case h.Failure(_, _, text):
                 self._follow(self.book.failed(name, node, text))
             case h.Warned():
@@ -322,12 +315,12 @@ class JobKeeper:
                 return
             match action:
                 case r.Tell(text) | r.GiveUp(text):
-                    report.note(text)
+                    self.account.say(text)
                 case r.Ask():
                     self._watch.ask()
                 case r.Drop(name, text, log):
                     if text:
-                        report.note(text + (self.logs.end_of(self.book.records[name].job_id) if log else ""))
+                        self.account.say(text + (self.logs.end_of(self.book.records[name].job_id) if log else ""))
                     self._lost(name)
                 case r.Replace():
                     self._cluster.replace_job()

@@ -19,7 +19,7 @@ from .. import open_files, report, timeline
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
-    Logged,
+    ForReport,
     Message,
     Pause,
     Paused,
@@ -38,11 +38,13 @@ from ..plan import WORKER
 from ..rendezvous.base import CoordinatorRecord, Rendezvous
 from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
+from ..run_report.log_lines import for_report
 from . import inputs
 from .join import connect
 from .local_ranks import LocalRanks
 from .rank import PATIENCE, Rank, unexpected
 from .resolve import resolve
+from .sampling import Sampling
 
 __all__ = ["run_agent"]
 
@@ -182,6 +184,9 @@ class _Agent:
         self._signals: list[tuple[int, str]] = []
         self._logs: Any = None
         self._blocks = 0
+        self._sampling = Sampling(
+            lambda told: connection.send(ForReport(told)) if (connection := self._connection) else None
+        )
 
     async def run(self) -> int:
         """Let ranks attach, start their workers, wait for the end."""
@@ -286,12 +291,15 @@ class _Agent:
         assert connection is not None
         logs.configure_logging()
         fork_server.give(connection.credentials)
-        self._logs = worker_logs.NodeLogs(lambda *said: connection.send(Logged(*said)), self._rank.info.node)
+        self._logs = worker_logs.NodeLogs(
+            lambda *said: connection.send(ForReport(for_report(*said))), self._rank.info.node
+        )
         self._logs.listen()
         self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
+        self._sampling.end()
         logs.hush()
         timeout = self._rank.settings.stop_timeout
         await self._ranks.close(connection.exit_code, timeout if connection.failure is None else 0.0)
@@ -323,6 +331,7 @@ class _Agent:
             connection.send(ReportFailure.of(error))
             return
         self._ranks.begin(rank, welcome.facts, site)
+        self._sampling.begin(rank.info.node, self._ranks.processes, rank.info.nodes)
 
     def _start_pausing(self) -> None:
         # Kept, since the event loop itself does not.
@@ -336,6 +345,7 @@ class _Agent:
         assert connection is not None
         limits = self._end_in_time()
         logs.hush()
+        self._sampling.end()
         await self._ranks.pause(self._rank.settings.stop_timeout)
         for limit in limits:
             limit.cancel()

@@ -22,8 +22,8 @@ from .. import environments, open_files, report
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
+    ForReport,
     Hello,
-    Logged,
     Message,
     Orders,
     Others,
@@ -43,10 +43,12 @@ from ..jobs.sizing import fit
 from ..network import reachable_host
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..resources import node_resources, read_host
+from ..run_report.log_lines import for_report
 from ..settings import Settings
 from ..versions import versions
 from . import inputs
 from .rank import unexpected
+from .sampling import Sampling, planned_here
 
 __all__ = ["run_job_agent"]
 
@@ -141,6 +143,7 @@ class _JobAgent:
         self._starting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._logs: Any = None
+        self._sampling = Sampling(lambda told: self._say(ForReport(told)))
 
     async def run(self) -> int:
         """Connect, do as ordered, and wait for the end."""
@@ -157,7 +160,9 @@ class _JobAgent:
             )
         logs.configure_logging()
         fork_server.give(connection.credentials)
-        self._logs = worker_logs.NodeLogs(lambda *said: self._say(Logged(*said)), self._node, ranks=False)
+        self._logs = worker_logs.NodeLogs(
+            lambda *said: self._say(ForReport(for_report(*said))), self._node, ranks=False
+        )
         self._logs.listen()
         connection.listen(self._hear)
         await self._over.wait()
@@ -166,6 +171,7 @@ class _JobAgent:
         logs.hush()
         if self._starting is not None:
             self._starting.cancel()
+        self._sampling.end()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
         self._logs.close()
         processes.end_helpers()
@@ -220,6 +226,7 @@ class _JobAgent:
     async def _start(self, words: Mapping[str, Any]) -> None:
         """Start the workers, within what this node was granted."""
         from ..dask_backend import logs, processes, tls, workers
+        from ..dask_backend.compat.figures import pids_of
         from ..dask_backend.worker_factory import worker_spec
 
         connection = self._connection
@@ -240,6 +247,7 @@ class _JobAgent:
             security = tls.security_for(settings.security, connection.credentials)
             host = reachable_host(self._node, 2, settings.interface)
             site = workers.Site(host, self._directory, security, self._logs.path)
+            self._say(ForReport(planned_here(self._node, plans)))
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))
             here = f" on node {socket.gethostname()}"
@@ -255,6 +263,7 @@ class _JobAgent:
             logs.report_deaths()
             self._tell_end()
             self._say(Serving())
+            self._sampling.begin(self._node, lambda: pids_of(self._nannies), max(1, words["total"] // len(plans)))
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001

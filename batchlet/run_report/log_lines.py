@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 __all__ = [
+    "AT",
     "LEVELS",
     "NODE",
     "RANK",
@@ -23,7 +24,9 @@ __all__ = [
     "LogLine",
     "LogStore",
     "Ways",
+    "as_row",
     "cut",
+    "for_report",
     "level_of",
     "written",
 ]
@@ -60,6 +63,25 @@ def written(line: LogLine) -> str:
     moment = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))},{int(at % 1 * 1000):03}"
     whose = f"{who}, node {node}" if rank is None or who == f"worker {rank}" else f"{who}, rank {rank}, node {node}"
     return f"{moment} - {whose} - {logger} - {level.upper()} - {text}"
+
+
+def as_row(line: LogLine) -> dict[str, Any]:
+    """Give a line in the form that reports have, but for the moment, which is still since the epoch."""
+    return dict(zip(("at", "level", "who", "rank", "node", "logger", "text"), line, strict=True))
+
+
+def for_report(lines: Iterable[LogLine], dropped: int = 0) -> list[tuple[str, dict[str, Any]]]:
+    """Give what is to be told of lines; see `batchlet.run_report.told.Told.take`.
+
+    Parameters
+    ----------
+    lines : iterable of LogLine
+        What was said.
+    dropped : int
+        How many lines were left out before.
+    """
+    told = [("log", as_row(line)) for line in lines]
+    return [*told, ("dropped", {"lines": dropped})] if dropped else told
 
 
 class Limits(NamedTuple):
@@ -226,7 +248,7 @@ class LogStore:
         Lines of all of them.
     """
 
-    def __init__(self, each: int = 200, total: int = 10_000) -> None:
+    def __init__(self, each: int = 100, total: int = 2_000) -> None:
         self._each = each
         self._total = total
         self._count = 0
@@ -238,9 +260,11 @@ class LogStore:
 
     def log(self, at: float, level: str, who: str, rank: int | None, node: str, logger: str, text: str) -> None:
         """Keep a line."""
+        known = level.lower()
+        known = known if known in LEVELS else LEVELS[0]
         with self._lock:
             kept = self._kept.setdefault((who, node), deque())
-            kept.append((at, level, who, rank, node, logger, text))
+            kept.append((at, known, who, rank, node, logger, cut(text)))
             self._count += 1
             if len(kept) > self._each:
                 self._leave_out(kept)
@@ -260,18 +284,6 @@ class LogStore:
                 if not self._kept[oldest]:
                     del self._kept[oldest]
 
-    def take(self, lines: Iterable[LogLine], dropped: int = 0) -> None:
-        """Keep lines that have come as a message; what is no line is left out."""
-        self.dropped += dropped
-        for line in lines:
-            try:
-                at, level, who, rank, node, logger, text = line
-                known = str(level) if level in LEVELS else LEVELS[0]
-                number = None if rank is None else int(rank)
-                self.log(float(at), known, str(who), number, str(node), str(logger), str(text))
-            except (TypeError, ValueError):
-                self.dropped += 1
-
     def _leave_out(self, lines: deque[LogLine]) -> None:
         lines.popleft()
         self._count -= 1
@@ -282,9 +294,9 @@ class LogStore:
         with self._lock:
             return sorted((line for kept in self._kept.values() for line in kept), key=lambda line: line[AT])
 
-    def part(self, start: int) -> tuple[list[LogLine], int]:
-        """Give some lines for a message, and how many there are in all; from the first on those of this moment."""
+    def part(self, start: int) -> tuple[list[LogLine], int, int]:
+        """Give some lines for a message, how many there are and were left out; from the first on those of this moment."""
         if start == 0:
             self._shown = self.lines()
         start = max(0, start)
-        return self._shown[start : start + _TOGETHER], len(self._shown)
+        return self._shown[start : start + _TOGETHER], len(self._shown), self.dropped

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchlet.run_report.log_lines import Funnel, Limits, LogStore, Ways, cut, level_of, written
+from batchlet.run_report.collector import Collector
+from batchlet.run_report.log_lines import Funnel, Limits, LogStore, Ways, as_row, cut, for_report, level_of, written
 
 
 def line(number: int, who: str = "worker 3", at: float | None = None) -> tuple:
@@ -116,14 +117,17 @@ def test_a_store_is_bounded_however_many_processes_there_are():
     assert store.lines()[-1][-1] == "line 999"
 
 
-def test_what_comes_as_a_message_and_is_no_line_is_left_out():
-    store = LogStore()
-    store.take(
-        [list(line(1)), [], "x", ["soon", "warning", "w", 1, "n", "l", "t"], [1, "odd", "w", None, "n", "l", 5]], 7
-    )
-    assert sorted(kept[-1] for kept in store.lines()) == ["5", "line 1"]
-    assert {kept[1] for kept in store.lines()} == {"warning"}
-    assert store.dropped == 7 + 3
+def test_lines_are_told_to_the_report_with_the_number_of_those_left_out():
+    told = for_report([line(1)], 7)
+    assert told == [("log", as_row(line(1))), ("dropped", {"lines": 7})]
+    collector = Collector(0.0, {})
+    collector.take(9.0, told, "n9")
+    assert collector.logs.lines() == [line(1)]
+    assert collector.logs.dropped == 7
+    collector.log(2.0, "odd", "worker 3", None, "n1", "mine", "x" * 10_000)
+    kept = collector.logs.lines()[-1]
+    assert kept[1] == "warning"
+    assert len(kept[-1]) < 2100
 
 
 def test_a_store_is_told_in_parts_of_one_moment():
@@ -132,7 +136,7 @@ def test_a_store_is_told_in_parts_of_one_moment():
         store.log(*line(number))
     told: list = []
     while True:
-        part, count = store.part(len(told))
+        part, count, _ = store.part(len(told))
         told += part
         store.log(*line(1000 + len(told)))
         if len(told) >= count:

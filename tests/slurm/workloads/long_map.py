@@ -20,6 +20,7 @@ count, seconds = int(sys.argv[1]), float(sys.argv[2])
 leads = sys.argv[3].split(",")
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 RESULTS = Path("results.json")
+OPTIONS = {"workers_per_node": 3, "threads_per_worker": 1}
 
 
 def work(number: int, computed: str, seconds: float) -> int:
@@ -34,11 +35,13 @@ if RESULTS.exists():
     done = {int(number): result for number, result in json.loads(RESULTS.read_text()).items()}
 lead = leads[min(attempt, len(leads) - 1)]
 
-with BatchletRunner(requeue=True, stop_before=float(lead), threads_per_worker=1) as runner, Client(runner) as client:
+with BatchletRunner(requeue=True, stop_before=float(lead), **OPTIONS) as runner, Client(runner) as client:
     futures: dict[int, object] = {}
 
     def save() -> None:
-        ready = [number for number, future in futures.items() if future.status == "finished"]
+        ready = {number for number, future in futures.items() if future.status == "finished"}
+        # What is not done by now, the next attempt does.
+        client.cancel([future for number, future in futures.items() if number not in ready])
         results = {**done, **dict(zip(ready, client.gather([futures[number] for number in ready]), strict=True))}
         new = RESULTS.with_suffix(".new")
         new.write_text(json.dumps(results))
