@@ -238,12 +238,12 @@ class Ways:
 
 
 class LogStore:
-    """The lines of a run, the newest of each process; thread-safe.
+    """The lines of a run, the newest of each process, and of these the warnings apart from the errors; thread-safe.
 
     Parameters
     ----------
     each : int
-        Lines of each process; fewer, where there are so many processes that they would be more than `total` in all.
+        Lines of each process, so many warnings and so many errors; fewer, where there are so many processes that they would be more than `total` in all.
     total : int
         Lines of all of them.
     """
@@ -252,7 +252,7 @@ class LogStore:
         self._each = each
         self._total = total
         self._count = 0
-        self._kept: dict[tuple[str, str], deque[LogLine]] = {}
+        self._kept: dict[tuple[str, str, bool], deque[LogLine]] = {}
         self._shown: list[LogLine] = []
         self._lock = threading.RLock()
         #: Lines that there was no room for, here or on the way.
@@ -263,7 +263,7 @@ class LogStore:
         known = level.lower()
         known = known if known in LEVELS else LEVELS[0]
         with self._lock:
-            kept = self._kept.setdefault((who, node), deque())
+            kept = self._kept.setdefault((who, node, known == LEVELS[0]), deque())
             kept.append((at, known, who, rank, node, logger, cut(text)))
             self._count += 1
             if len(kept) > self._each:

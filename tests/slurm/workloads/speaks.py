@@ -75,7 +75,7 @@ def main() -> None:
         client.run(say_as_host, nanny=True, workers=[last])
         client.run_on_scheduler(say_as_scheduler)
         if int(sys.argv[2]):
-            client.submit(flood, int(sys.argv[2]), workers=[first], pure=False).result()
+            client.submit(flood, int(sys.argv[2]), workers=[last], pure=False).result()
         names = {address: info["name"] for address, info in client.scheduler_info(n_workers=-1)["workers"].items()}
         try:
             client.submit(die, workers=[last], pure=False).result()
