@@ -30,7 +30,7 @@ import psutil  # noqa: E402
 from cluster_slurm import SlurmCluster  # noqa: E402
 from run_helpers import WORKLOADS, BatchJob, Place, environ_of, poll  # noqa: E402
 
-TASKS, SECONDS, RANKS, NODES = 1000, 0.3, 8, 2
+TASKS, SECONDS, RANKS, NODES = 1000, 0.25, 8, 2
 STOPS = 3
 # What may be computed twice.
 MOST = 0.05
@@ -60,7 +60,7 @@ class Disturbed:
         where = ["--exclusive", f"--nodes={NODES}", "--partition=low"] if "preempt" in kinds else [f"--nodes={NODES}"]
         argv = f"{TASKS} {SECONDS} {','.join(f'{lead:.1f}' for lead in leads)}"
         self.job = BatchJob(
-            place, "--open-mode=append", "--time=1", *where, f"--ntasks={RANKS}",
+            place, "--open-mode=append", "--time=1", *where, f"--ntasks={RANKS}", f"--ntasks-per-node={RANKS // NODES}",
             script=f"#!/bin/sh\nexec srun --ntasks={RANKS} {sys.executable} {WORKLOADS / 'long_map.py'} {argv}\n",
         )  # fmt: skip
 
@@ -90,7 +90,8 @@ class Disturbed:
         twice = sum(counted.values()) - len(counted)
         found = {
             f"exit code {done.rc}": done.rc != 0,
-            f"requeued {again} times": again != len(self._kinds),
+            # An attempt that is slow on a busy machine may be stopped by its limit, too.
+            f"requeued {again} times": not len(self._kinds) <= again == done.output.count("\nbatchlet: ended by "),
             "no result": f"RESULT {sum(n * n for n in range(TASKS))}\n" not in done.output,
             f"{TASKS - len(counted)} tasks not done": len(counted) != TASKS,
             f"{twice} tasks done twice": twice > MOST * TASKS,

@@ -243,7 +243,8 @@ class LogStore:
     Parameters
     ----------
     each : int
-        Lines of each process, so many warnings and so many errors; fewer, where there are so many processes that they would be more than `total` in all.
+        Lines of each process, so many warnings and so many errors; fewer, where there are so many processes that they would be
+        more than `total` in all.
     total : int
         Lines of all of them.
     """

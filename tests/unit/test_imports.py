@@ -49,6 +49,7 @@ ROOMS = (
             ("environments.base",),
             ("environments.slurm", "environments.batch_jobs", "environments.allocation_end"),
             ("environments.slurm_job",),
+            ("environments.slurm_successor",),
             ("environments.mpi", "environments.local"),
             ("environments",),
         ),
