@@ -326,7 +326,8 @@ class BatchletRunner(_Timed):
         Returns
         -------
         mapping of str to str
-            "Cluster", "Scheduler" and the workers' addresses to what they have logged.
+            "Cluster", "Scheduler" and the addresses of living workers. "Warnings", where there are any and all workers are
+            asked for: what was said anywhere at level "warning" and above, each line with its rank and node.
         """
         return self._view.logs(cluster=cluster, scheduler=scheduler, workers=workers)
 

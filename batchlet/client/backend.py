@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ..errors import EndError
 from ..node.rank import Rank
 from ..plan import Plan
+from ..run_report.log_lines import LogLine
 
 __all__ = ["Backend", "News", "Outcome", "StartInfo"]
 
@@ -135,6 +136,15 @@ class Backend(Protocol):
 
     def root_cause(self, seconds: float = 0.0) -> EndError | None:
         """What has ended the run, if it has failed; waits so many seconds for the news."""
+
+    def logs(self) -> tuple[list[LogLine], int]:
+        """Give what processes of the run have said at level "warning" and above, and how many lines are not among that.
+
+        Raises
+        ------
+        EndError
+            If the run has failed, or rank 0 does not answer.
+        """
 
     def note(self, text: str) -> Path:
         """Leave a text for the run's owner alone, until the run is over; gives the file.

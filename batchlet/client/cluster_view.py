@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .. import report
 from ..errors import UsageError
+from ..run_report.log_lines import LogLine, written
 from ..settings import describe_bytes
 from . import dask_clients
 from .announce import dashboard_link, dashboard_tunnel
@@ -16,7 +18,7 @@ from .announce import dashboard_link, dashboard_tunnel
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["ClusterView", "html"]
+__all__ = ["ClusterView", "html", "warnings_of"]
 
 
 class ClusterView:
@@ -91,6 +93,8 @@ class ClusterView:
             if workers is not False:
                 found = client.get_worker_logs(workers=None if workers is True else list(workers))
                 logs.update({address: text(lines) for address, lines in found.items()})
+            if workers is True:
+                logs.update(warnings_of(*self._session._backend.logs()))
             return logs
 
         return self._later("get_logs", ask)
@@ -119,6 +123,24 @@ class ClusterView:
         if self._session.asynchronous:
             return asyncio.to_thread(self._ask, what, question)
         return self._ask(what, question)
+
+
+def warnings_of(lines: list[LogLine], dropped: int) -> dict[str, Any]:
+    """Give what was said at level "warning" and above as one more log; none where nothing was said.
+
+    Parameters
+    ----------
+    lines : list of LogLine
+        In their order.
+    dropped : int
+        How many were left out.
+    """
+    from distributed.utils import Log
+
+    texts = [written(line) for line in lines]
+    if dropped:
+        texts.append(f"{report.count(dropped, 'more line')} not kept")
+    return {"Warnings": Log("\n".join(texts))} if texts else {}
 
 
 def html(session: Session) -> str:

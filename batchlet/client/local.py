@@ -17,6 +17,7 @@ from ..node.rank import Rank
 from ..node.sampling import planned
 from ..rendezvous import FileRendezvous
 from ..run_report.book import Book
+from ..run_report.log_lines import LogLine, for_report
 from ..security import Credentials, dashboard_token
 from ..versions import versions
 from . import telling
@@ -77,7 +78,7 @@ class LocalBackend:
     def start(self, check: Callable[[], None]) -> StartInfo:
         """See the protocol."""
         check()
-        from ..dask_backend import local_cluster, processes, scratch, tls, workers
+        from ..dask_backend import local_cluster, processes, scratch, tls, worker_logs, workers
         from ..dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
         from ..dask_backend.scheduler import dashboard_place
 
@@ -101,7 +102,17 @@ class LocalBackend:
         book.take(telling.about(settings, rank.environ))
         book.began()
         book.take(planned(plan, plan.workers))
-        self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
+        logs = worker_logs.NodeLogs(
+            lambda *said: book.take(for_report(*said)),
+            rank.info.node,
+            ranks=False,
+            who=worker_logs.all_in_one,
+            warn=False,
+        )
+        enter(contextlib.closing(logs))
+        site = workers.Site(host, self._scratch, security, logs.path)
+        self._cluster = local_cluster.start(plan, settings, site, token)
+        self._cluster.loop.add_callback(logs.listen)
         book.take([("ready", {})])
         self._last_look = local_cluster.sample(self._cluster, rank.info.node, book.take)
         dashboard = dashboard_place(self._cluster.scheduler)
@@ -152,6 +163,11 @@ class LocalBackend:
     def root_cause(self, seconds: float = 0.0) -> EndError | None:  # noqa: ARG002
         """See the protocol; there is nobody else who could fail."""
         return None
+
+    def logs(self) -> tuple[list[LogLine], int]:
+        """See the protocol."""
+        kept = self._book.logs if self._book is not None else None
+        return (kept.lines(), kept.dropped) if kept is not None else ([], 0)
 
     def note(self, text: str) -> Path:
         """See the protocol. In the scratch, which is removed even after a SIGKILL: there is no rank 0 to do it."""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import timeline
 from ..control.messages import (
+    AskLogs,
     Begin,
     BlockOver,
     Done,
     Failed,
     ForReport,
+    KeptLogs,
     Message,
     Ready,
     ReportFailure,
@@ -31,6 +33,7 @@ from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import AgentBeside, Options
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
+from ..run_report.log_lines import LogLine
 from . import dask_clients, telling
 from .backend import News, Outcome, StartInfo
 from .early_client import EarlyClient
@@ -45,6 +48,8 @@ __all__ = ["RanksBackend"]
 _MOMENT = 1.0
 # Seconds for the last words after `stop_timeout`.
 _FAREWELL = 3.0
+# Seconds in which a rank 0 that is alive answers.
+_ANSWER = 30.0
 
 
 class RanksBackend:
@@ -262,6 +267,19 @@ class RanksBackend:
         if seconds:
             connection.wait_failure(seconds)
         return connection.failure
+
+    def logs(self) -> tuple[list[LogLine], int]:
+        """See the protocol."""
+        connection = self._connection
+        assert connection is not None
+        lines: list[LogLine] = []
+        while True:
+            connection.forget(KeptLogs)
+            connection.send(AskLogs(len(lines)))
+            kept = connection.wait(KeptLogs, time.monotonic() + _ANSWER)
+            lines += kept.lines
+            if not kept.lines or len(lines) >= kept.count:
+                return lines, kept.dropped
 
     def note(self, text: str) -> Path:
         """See the protocol."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from .. import report
-from ..environments import slurm_job
+from ..environments import slurm_job, slurm_successor
 from ..errors import ClusterLostError, TerminatedError, TimeIsUpError
 from ..launch_variables import SLURM_JOB_ID
 
@@ -44,16 +44,21 @@ class Requeue:
         """
         if not self._job:
             return ["requeue has no effect: only a job of Slurm can be started again"] if in_job else []
-        problem = self._problem(slurm_job.read(self._environ, answer))
-        return [f"requeue has no effect: {problem}"] if problem else []
+        job = slurm_job.read(self._environ, answer)
+        problem = self._problem(job)
+        if problem:
+            return [f"requeue has no effect: {problem}"]
+        if job is not None and not job.requeue:
+            return [
+                f"job {self._job} must not be requeued: where it is stopped, another job that follows it is submitted"
+            ]
+        return []
 
     def _problem(self, job: slurm_job.JobState | None) -> str:
         if job is None:
             return ""
         if not job.batch:
             return f"job {self._job} has no batch script that could run again; submit it with sbatch"
-        if not job.requeue:
-            return f"job {self._job} must not be requeued (Requeue=0); submit it with sbatch --requeue"
         return ""
 
     def after(self, error: BaseException | None, let_go: Callable[[], object], *, time_over: bool) -> None:
@@ -73,31 +78,41 @@ class Requeue:
         stopped = isinstance(error, (TimeIsUpError, ClusterLostError)) or _is_sigterm(error)
         if not stopped or not self._job:
             return
-        text = self._refusal(asked=time_over or not isinstance(error, TerminatedError))
+        text, job = self._refusal(asked=time_over or not isinstance(error, TerminatedError))
         if not text:
             _ignore_sigterm()
             with contextlib.suppress(Exception):
                 let_go()
-            # Before it is done: Slurm then ends at once what passes this on.
-            report.note(
-                f"job {self._job} goes back into the queue; attempt {self._attempt + 1} of {self._max_attempts} follows"
-            )
-            text = slurm_job.requeue(self._environ)
+            text = self._submit_successor(job) if job is not None and not job.requeue else self._requeue()
         if text:
             report.note(f"not requeued: {text}")
 
-    def _refusal(self, *, asked: bool) -> str:
-        """Say why the job is not to be requeued."""
+    def _requeue(self) -> str:
+        # Before it is done: Slurm then ends at once what passes this on.
+        report.note(
+            f"job {self._job} goes back into the queue; attempt {self._attempt + 1} of {self._max_attempts} follows"
+        )
+        return slurm_job.requeue(self._environ)
+
+    def _submit_successor(self, job: slurm_job.JobState) -> str:
+        new, problem = slurm_successor.submit(self._environ, job.facts, self._attempt)
+        if not problem:
+            follows = f"attempt {self._attempt + 1} of {self._max_attempts}"
+            report.note(f"job {self._job} must not be requeued; job {new} follows it as {follows}")
+        return problem
+
+    def _refusal(self, *, asked: bool) -> tuple[str, slurm_job.JobState | None]:
+        """Say why the job is not to be started again, and what Slurm knows of it."""
         if self._attempt >= self._max_attempts:
-            return f"this was attempt {self._attempt} of {self._max_attempts} (max_attempts)"
+            return f"this was attempt {self._attempt} of {self._max_attempts} (max_attempts)", None
         job = slurm_job.ask(self._environ)
         problem = self._problem(job)
         if problem:
-            return problem
+            return problem, job
         if job is not None and job.state == "COMPLETING" and not job.preempted and not asked:
             # Cancelled by somebody, or requeued: by Slurm after the death of a node, by hand, or for a job with precedence.
-            return "Slurm is ending the job already, and starts it again itself unless it was cancelled"
-        return ""
+            return "Slurm is ending the job already, and starts it again itself unless it was cancelled", job
+        return "", job
 
 
 def _is_sigterm(error: BaseException | None) -> bool:

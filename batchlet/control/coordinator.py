@@ -92,6 +92,9 @@ class Owner(Protocol):
     def keep(self, told: Sequence[Sequence[Any]], node: str | None) -> None:
         """Keep something for the report; see `batchlet.control.messages.ForReport`."""
 
+    def logs(self, start: int) -> tuple[Sequence[Sequence[Any]], int, int]:
+        """Give what `batchlet.control.messages.KeptLogs` says."""
+
     def use_of_block(self) -> Mapping[str, Any]:
         """Say what the block did with what it was granted."""
 
@@ -220,6 +223,8 @@ class Coordinator:
             while (message := await receive(reader)) is not None:
                 if isinstance(message, (m.ForReport, m.Timeline)):
                     self._keep(message, hello.node)
+                elif isinstance(message, m.AskLogs):
+                    self._send((number,), m.KeptLogs(*self._owner.logs(message.start)))
                 self._advance(e.MessageCame(number, message))
                 await wait()
         finally:

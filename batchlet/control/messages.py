@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import EndError
 
 __all__ = [
+    "AskLogs",
     "Beat",
     "Begin",
     "BlockOver",
@@ -24,6 +25,7 @@ __all__ = [
     "Forget",
     "Gone",
     "Hello",
+    "KeptLogs",
     "Message",
     "Orders",
     "Others",
@@ -308,6 +310,25 @@ class ForReport(Message):
     """From everybody: something for the report; see `batchlet.run_report.told.Told.take`."""
 
     told: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class AskLogs(Message):
+    """From the client: a question for the lines of logs that are kept, from this one on."""
+
+    start: int
+
+
+@dataclass(frozen=True)
+class KeptLogs(Message):
+    """To who has asked: the first of these lines, how many there are in all, and how many were left out before.
+
+    Their form is that of `batchlet.run_report.log_lines`.
+    """
+
+    lines: Sequence[Sequence[Any]]
+    count: int
+    dropped: int
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from .compat.log_messages import (
 
 __all__ = [
     "DASK_LOG_LEVEL",
+    "Strangers",
     "configure_logging",
     "expect_death",
+    "hear_deaths",
     "hush",
     "logging_is_the_users",
     "mention_strangers_once",
@@ -44,6 +46,8 @@ _expected: set[int] = set()
 _greedy: set[int] = set()
 # What is said of worker processes that have died, goes there.
 _tell: Callable[[str], object] = note
+# Who else is to know: the number of the process, and what is said.
+_hearers: list[Callable[[int, str], object]] = []
 
 
 def DASK_LOG_LEVEL() -> int:  # noqa: N802
@@ -89,7 +93,7 @@ def configure_logging() -> None:
         memory.addFilter(_GreedyWorkers())
 
 
-class _Strangers(logging.Filter):
+class Strangers(logging.Filter):
     """Lets one line through about connections without the run's credentials: whoever makes thousands fills no log."""
 
     def __init__(self) -> None:
@@ -97,6 +101,7 @@ class _Strangers(logging.Filter):
         self._said = False
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is to be heard."""
         if not is_failed_handshake(record):
             return True
         if is_broken_off(record):
@@ -106,7 +111,7 @@ class _Strangers(logging.Filter):
         return not said
 
 
-_strangers = _Strangers()
+_strangers = Strangers()
 
 
 def mention_strangers_once() -> None:
@@ -136,7 +141,10 @@ class _WorkerDeaths(logging.Filter):
             if _started and not _hushed and pid not in _expected:
                 text = _SIGNAL.sub(_signal_name, text)
                 why = " for more memory than its limit" if pid in _greedy else ""
-                _tell(f"w{text[1:]}{why} on node {socket.gethostname()}; it is started again")
+                said = f"w{text[1:]}{why} on node {socket.gethostname()}; it is started again"
+                _tell(said)
+                for hear in _hearers[:]:
+                    hear(pid, said)
             return False
         # What fails at the start is raised as well, and reported by us.
         if is_restart(text) or (not _started and record.exc_info):
@@ -177,6 +185,23 @@ def tell_deaths(tell: Callable[[str], object]) -> None:
     """Have somebody else say which worker processes have died."""
     global _tell
     _tell = tell
+
+
+def hear_deaths(hear: Callable[[int, str], object]) -> Callable[[], None]:
+    """Have somebody know as well which worker processes have died.
+
+    Parameters
+    ----------
+    hear : callable
+        Gets the number of the process, and what is said.
+
+    Returns
+    -------
+    callable
+        Ends this.
+    """
+    _hearers.append(hear)
+    return lambda: _hearers.remove(hear) if hear in _hearers else None
 
 
 def report_deaths() -> None:

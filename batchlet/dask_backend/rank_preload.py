@@ -1,4 +1,4 @@
-"""Preloaded by the workers of ranks: puts a worker on its rank's CPUs, and gives and takes what its rank has and has not.
+"""Preloaded by workers: puts one on its rank's CPUs, gives and takes what its rank has and has not, has its warnings kept.
 
 A worker is forked from the host of its node, which another rank may have started.
 """
@@ -15,9 +15,10 @@ from typing import Any
 
 import dask.config
 
+from . import worker_logs
 from .compat.figures import count_traffic
 
-__all__ = ["UPLOADS", "VARIABLE", "dask_setup", "preload"]
+__all__ = ["UPLOADS", "VARIABLE", "dask_setup", "dask_teardown", "preload"]
 
 VARIABLE = "BATCHLET_RANK_PLACE"
 #: Where the worker's Nanny puts what is uploaded for it (Dask's ``UploadDirectory``).
@@ -42,6 +43,9 @@ def dask_setup(worker: Any) -> None:
     if uploads and uploads not in sys.path:
         # Behind the worker's own directory, as under plain Dask.
         sys.path.insert(1, uploads)
+    words = os.environ.pop(worker_logs.VARIABLE, None)
+    if words:
+        worker_logs.speak(words)
     place = json.loads(os.environ.pop(VARIABLE, "{}"))
     for name in place.get("unset", ()):
         os.environ.pop(name, None)
@@ -51,3 +55,8 @@ def dask_setup(worker: Any) -> None:
             # A thread that ends meanwhile; a CPU that was taken from the job.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(int(thread.name), cpus)
+
+
+def dask_teardown(worker: Any) -> None:  # noqa: ARG001
+    """Say what still waits to be said."""
+    worker_logs.stop_speaking()

@@ -13,12 +13,14 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from ..errors import EndError
 from ..network import in_url
 from ..node.sampling import sampling
+from ..run_report.log_lines import Limits, Ways, for_report
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
 from .compat.http_servers import http_address
 from .compat.scheduler_state import lose_worker
 from .compat.tls_connections import limit_handshakes
+from .log_tap import LogTap
 from .logs import configure_logging, hush
 from .processes import start_failure
 from .scheduler_figures import SchedulerFigures
@@ -28,6 +30,8 @@ __all__ = ["Observer", "dashboard_place", "options", "serve"]
 
 # Seconds between signs of life of the scheduler's event loop.
 _BEAT = 0.5
+# What may leave this process of its log.
+_LOGS = Limits(200, 10.0, 50)
 
 
 class Observer(Protocol):
@@ -103,6 +107,7 @@ async def serve(
     keywords: Mapping[str, Any],
     token: str | None,
     settings: Settings,
+    node: str,
     workers: int,
     on_stop: Callable[[Callable[[], object]], None],
 ) -> None:
@@ -118,12 +123,32 @@ async def serve(
         The secret part of the dashboard's address.
     settings : Settings
         What the user asked for.
+    node : str
+        Name of this node.
     workers : int
         About how many will come.
     on_stop : callable
         Gets a function that ends this coroutine; it may be called from any thread.
     """
     configure_logging()
+    ways = Ways(lambda *said: coordinator.for_report(for_report(*said)), _LOGS)
+    tap = LogTap(ways.put, node, lambda _: ("scheduler", 0), refuses=ways.refuses)
+    try:
+        await _serve(coordinator, keywords, token, settings, workers, on_stop, ways)
+    finally:
+        tap.close()
+        ways.drain()
+
+
+async def _serve(
+    coordinator: Observer,
+    keywords: Mapping[str, Any],
+    token: str | None,
+    settings: Settings,
+    workers: int,
+    on_stop: Callable[[Callable[[], object]], None],
+    logs: Ways,
+) -> None:
     # This process serves nothing else.
     limit_handshakes()
     mark("Dask imported")
@@ -158,7 +183,7 @@ async def serve(
     coordinator.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     coordinator.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
     work = [
-        asyncio.create_task(_beat(coordinator)),
+        asyncio.create_task(_beat(coordinator, logs)),
         asyncio.create_task(sampling(figures.told, coordinator.for_report, 1)),
     ]
     await over.wait()
@@ -186,7 +211,8 @@ def _planned(name: object, names: set[str]) -> bool:
     return str(name) in names or str(name).rpartition("-")[0] in names
 
 
-async def _beat(coordinator: Observer) -> None:
+async def _beat(coordinator: Observer, logs: Ways) -> None:
     while True:
         coordinator.beat()
+        logs.tick()
         await asyncio.sleep(_BEAT)

@@ -152,7 +152,11 @@ class _SchedulerHost:
         with handled(coordinator.signalled), scratch(settings, usual, rank.info.run_id):
             # If rank 0 has to kill this process, it tidies up.
             self._socket.sendall(json.dumps(scratch_directories()).encode() + b"\n")
-            asyncio.run(scheduler.serve(coordinator, options, token, settings, rank.workers_expected, self._set_stop))
+            asyncio.run(
+                scheduler.serve(
+                    coordinator, options, token, settings, rank.info.node, rank.workers_expected, self._set_stop
+                )
+            )
         connection.close()
         return connection.exit_code
 

@@ -23,6 +23,7 @@ from ..plan import WorkerPlan
 from ..settings import Settings
 from . import rank_preload
 from .logs import DASK_LOG_LEVEL, logging_is_the_users
+from .worker_logs import VARIABLE, told
 from .workers import DISKS, RankContext, Site
 
 __all__ = ["worker_spec"]
@@ -87,6 +88,8 @@ def worker_spec(
     if cls is None or issubclass(cls, (Worker, Nanny)):
         # Others may not take it; they have it where the rank has something to set (see `RankContext`).
         options |= rank_preload.preload(given)
+    if site.logs and rank_preload.__name__ in options.get("preload", ()):
+        options["env"] = {**(options.get("env") or {}), VARIABLE: told(site.logs, plan.name, plan.rank)}
     if cls is None or issubclass(cls, Worker):
         return Nanny, options if cls is None else {**options, "worker_class": cls}
     if issubclass(cls, Nanny):

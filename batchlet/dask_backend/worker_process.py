@@ -20,6 +20,7 @@ from .compat.dask_internals import living, parse_configuration_once
 from .compat.http_servers import deafen_workers
 from .compat.log_messages import SLOW_SCRATCH, is_task_of_the_end, is_told_by_the_nanny
 from .compat.tls_connections import limit_handshakes
+from .log_tap import FILTERS
 from .logs import mention_strangers_once
 
 if os.getpgrp() != os.getpid():
@@ -48,6 +49,7 @@ class _Chatter(logging.Filter):
 
 for _handler in logging.getLogger("distributed").handlers:
     _handler.addFilter(_Chatter())
+FILTERS.append(_Chatter())
 mention_strangers_once()
 warnings.filterwarnings("ignore", SLOW_SCRATCH)
 deafen_workers()

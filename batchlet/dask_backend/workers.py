@@ -44,11 +44,14 @@ class Site:
         Scratch for spilled data.
     security : distributed.Security
         The run's credentials.
+    logs : str
+        Where workers say what is to be kept of their logs; see `batchlet.dask_backend.worker_logs`.
     """
 
     host: str
     local_directory: str
     security: Any
+    logs: str = ""
 
 
 @dataclass(frozen=True)

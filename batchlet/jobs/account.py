@@ -12,6 +12,7 @@ from ..client.telling import about, ending
 from ..dask_backend.scheduler_figures import SchedulerFigures
 from ..node.sampling import sampling
 from ..run_report.book import Book
+from ..run_report.log_lines import LogStore
 from ..settings import Settings
 from ..versions import versions
 from . import hub as h
@@ -52,6 +53,11 @@ class ClusterAccount:
         self._figures = figures = SchedulerFigures(scheduler)
         scheduler.add_plugin(figures)
         self._sampling = asyncio.get_running_loop().create_task(sampling(figures.told, self._book.take, 1))
+
+    @property
+    def logs(self) -> LogStore:
+        """What workers, their hosts and the scheduler have logged."""
+        return self._book.logs
 
     def say(self, text: str) -> None:
         """Tell the user a line, which the report has too."""

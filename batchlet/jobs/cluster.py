@@ -22,11 +22,14 @@ from distributed.utils import NoOpAwaitable
 
 from .. import report
 from ..client.announce import dashboard_at
+from ..client.cluster_view import warnings_of
 from ..client.refusal import refuse_alone as refuse
 from ..dask_backend import dashboard, tls, tuning
+from ..dask_backend.log_tap import LogTap
 from ..dask_backend.logs import configure_logging, hush
 from ..dask_backend.scheduler import dashboard_place
 from ..dask_backend.scheduler import options as scheduler_options
+from ..dask_backend.worker_logs import all_in_one
 from ..environments import detected
 from ..errors import EndError, SettingsError
 from ..network import reachable_host
@@ -103,6 +106,7 @@ class BatchletCluster(KeptCluster):
         self._first = max(settings.jobs, math.ceil((n_workers or 0) / job.size.workers))
         self._problem: EndError | None = None
         self._opened = False
+        self._tap: LogTap | None = None
         self._numbers = itertools.count()
         self._token = dashboard_token(keeper.secret) if settings.security is not False else None
         security = tls.security_for(settings.security, keeper.credentials)
@@ -142,6 +146,8 @@ class BatchletCluster(KeptCluster):
         if self._opened:
             return
         self._opened = True
+        logs = self.keeper.account.logs
+        self._tap = LogTap(lambda line: logs.log(*line), os.uname().nodename.split(".")[0], all_in_one, warn=False)
         self.new_spec["group"] = [f"-{number}" for number in range(self._job.size.workers)]
         try:
             self.keeper.open(self._host)
@@ -173,6 +179,8 @@ class BatchletCluster(KeptCluster):
             await asyncio.to_thread(self.keeper.account.close)
         else:
             await super()._close()
+        if self._tap is not None:
+            self._tap.close()
 
     def __enter__(self) -> BatchletCluster:
         super().__enter__()
@@ -275,6 +283,32 @@ class BatchletCluster(KeptCluster):
         return Cluster.adapt(self, Adaptive=JobAdaptive, minimum=least, maximum=most, **options)
 
     # What people see
+
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
+        """Give what scheduler and workers have logged.
+
+        Parameters
+        ----------
+        cluster, scheduler : bool
+            Whether that of the cluster object and of the scheduler is wanted.
+        workers : bool or iterable of str
+            Whether that of the workers is wanted, or the addresses of those whose is.
+
+        Returns
+        -------
+        mapping of str to str
+            As Dask's clusters give it. Where anything was said at level "warning" or above and all workers are asked for, also
+            "Warnings": what the scheduler, any worker, be it gone by now, and their hosts have said, by any logger, each line
+            with its process and node.
+        """
+        return self.sync(self._find_logs, cluster, scheduler, workers)
+
+    async def _find_logs(self, cluster: bool, scheduler: bool, workers: Any) -> Any:
+        found = await super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        if workers is True:
+            kept = self.keeper.account.logs
+            found.update(warnings_of(kept.lines(), kept.dropped))
+        return found
 
     @property
     def dashboard_link(self) -> str:

@@ -40,6 +40,7 @@ from ..plan import WORKER
 from ..rendezvous.base import CoordinatorRecord, Rendezvous
 from ..rendezvous.file import FileRendezvous
 from ..rendezvous.pipe import PipeRendezvous
+from ..run_report.log_lines import for_report
 from . import inputs
 from .handover import Handover, is_over
 from .join import connect
@@ -158,6 +159,7 @@ class _Agent:
         self._problem = problem
         self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
+        self._logs: Any = None
         self._blocks = 0
         self._sampling = Sampling(
             lambda told: connection.send(ForReport(told)) if (connection := self._connection) else None
@@ -268,12 +270,16 @@ class _Agent:
     # Workers
 
     async def _serve(self) -> None:
-        from ..dask_backend import fork_server, logs, processes
+        from ..dask_backend import fork_server, logs, processes, worker_logs
 
         connection = self._connection
         assert connection is not None
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(
+            lambda *said: connection.send(ForReport(for_report(*said))), self._rank.info.node
+        )
+        self._logs.listen()
         self._ranks.joined(connection)
         connection.listen(self._hear)
         await self._over.wait()
@@ -283,6 +289,7 @@ class _Agent:
         logs.hush()
         timeout = self._rank.settings.stop_timeout
         await self._ranks.close(connection.exit_code, timeout if connection.failure is None else 0.0)
+        self._logs.close()
         processes.end_helpers()
 
     def _begin(self, welcome: Welcome) -> None:
@@ -305,7 +312,7 @@ class _Agent:
             if adopt:
                 _adopt(rank, words)
             security = tls.security_for(rank.settings.security, connection.credentials)
-            site = workers.Site(rank.reachable_host(), self._directory, security)
+            site = workers.Site(rank.reachable_host(), self._directory, security, self._logs.path)
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
@@ -328,6 +335,7 @@ class _Agent:
         await self._ranks.pause(self._rank.settings.stop_timeout)
         for limit in limits:
             limit.cancel()
+        self._logs.drain()
         connection.send(Paused())
 
     # The end

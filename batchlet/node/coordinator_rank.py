@@ -203,6 +203,10 @@ class CoordinatorRank:
         """Keep something for the report."""
         self._book.take(told, node)
 
+    def logs(self, start: int) -> tuple[Sequence[Sequence[Any]], int, int]:
+        """Give lines of logs that are kept, how many there are, and how many are not."""
+        return self._book.logs.part(start)
+
     def use_of_block(self) -> Mapping[str, Any]:
         """Say what the block did with what it was granted."""
         return self._book.use()

@@ -41,6 +41,7 @@ from ..network import reachable_host
 from ..plan import WorkerPlan, make_plan, processes_of
 from ..rendezvous import CoordinatorRecord
 from ..resources import NodeResources, node_resources, read_host
+from ..run_report.log_lines import for_report
 from ..settings import Settings, describe_bytes
 from ..versions import versions
 from ..walltime import at_clock, default_lead
@@ -165,11 +166,12 @@ class _Guest:
         self._watch: asyncio.Task[None] | None = None
         self._problem: EndError | None = None
         self._said = False
+        self._logs: Any = None
         self._sampling = Sampling(lambda told: self._connection.send(ForReport(told)) if self._connection else None)
 
     async def run(self) -> int:
         """Connect, host workers in each block of the run, and wait for the end."""
-        from ..dask_backend import fork_server, logs, processes, workers
+        from ..dask_backend import fork_server, logs, processes, worker_logs, workers
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -179,6 +181,10 @@ class _Guest:
             raise UsageError(f"Run {self._record.run_id} cannot be joined. {problem}")
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(
+            lambda *said: connection.send(ForReport(for_report(*said))), self._info.node, ranks=False
+        )
+        self._logs.listen()
         connection.listen(self._hear)
         await self._over.wait()
         lost = not connection.coordinator_is_alive
@@ -190,6 +196,7 @@ class _Guest:
             await self._retire(self._time_to_leave())
         self._sampling.end()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        self._logs.close()
         processes.end_helpers()
         connection.close()
         return self._end(connection)
@@ -282,7 +289,8 @@ class _Guest:
             open_files.make_room(len(plans), _SOME)
             open_files.for_workers(len(plans), self._info.node)
             security = tls.security_for(settings.security, connection.credentials)
-            site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
+            host = reachable_host(self._info.node, 2, settings.interface)
+            site = workers.Site(host, self._directory, security, self._logs.path)
             self._retire = lambda timeout: workers.retire(self._nannies, scheduler, security, timeout)
             connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))
             connection.send(ForReport(planned_here(self._info.node, plans)))

@@ -43,6 +43,7 @@ from ..jobs.sizing import fit
 from ..network import reachable_host
 from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..resources import node_resources, read_host
+from ..run_report.log_lines import for_report
 from ..settings import Settings
 from ..versions import versions
 from . import inputs
@@ -141,11 +142,12 @@ class _JobAgent:
         self._ways: Any = None
         self._starting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
+        self._logs: Any = None
         self._sampling = Sampling(lambda told: self._say(ForReport(told)))
 
     async def run(self) -> int:
         """Connect, do as ordered, and wait for the end."""
-        from ..dask_backend import fork_server, logs, processes, workers
+        from ..dask_backend import fork_server, logs, processes, worker_logs, workers
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -158,6 +160,10 @@ class _JobAgent:
             )
         logs.configure_logging()
         fork_server.give(connection.credentials)
+        self._logs = worker_logs.NodeLogs(
+            lambda *said: self._say(ForReport(for_report(*said))), self._node, ranks=False
+        )
+        self._logs.listen()
         connection.listen(self._hear)
         await self._over.wait()
         lost = not connection.coordinator_is_alive
@@ -167,6 +173,7 @@ class _JobAgent:
             self._starting.cancel()
         self._sampling.end()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
+        self._logs.close()
         processes.end_helpers()
         if lost:
             report.note(
@@ -238,7 +245,8 @@ class _JobAgent:
             open_files.make_room(len(plans), words["total"])
             open_files.for_workers(len(plans), self._node)
             security = tls.security_for(settings.security, connection.credentials)
-            site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
+            host = reachable_host(self._node, 2, settings.interface)
+            site = workers.Site(host, self._directory, security, self._logs.path)
             self._say(ForReport(planned_here(self._node, plans)))
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))

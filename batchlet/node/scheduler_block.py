@@ -181,8 +181,9 @@ class SchedulerBlock:
             token = rank.dashboard_token(record)
             security = tls.security_for(rank.settings.security, self._credentials)
             options = scheduler.options(rank.settings, rank.reachable_host(), security, token)
+            node, workers = rank.info.node, rank.workers_expected
             asyncio.run(
-                scheduler.serve(self._coordinator, options, token, rank.settings, rank.workers_expected, self._set_stop)
+                scheduler.serve(self._coordinator, options, token, rank.settings, node, workers, self._set_stop)
             )
 
     def _set_stop(self, stop: Callable[[], object]) -> None:

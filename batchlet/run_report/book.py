@@ -15,6 +15,7 @@ from typing import Any
 from .. import report
 from . import prometheus, writer
 from .collector import Collector
+from .log_lines import LogStore
 
 __all__ = ["FILES", "Book"]
 
@@ -104,6 +105,11 @@ class Book:
         self.take([("ended", {"state": "failed", "kind": kind, "message": message, "exit_code": exit_code})])
 
     # What it comes to
+
+    @property
+    def logs(self) -> LogStore:
+        """The lines of logs that are kept."""
+        return self._collector.logs
 
     def use(self, *, of_block: bool = True) -> dict[str, Any]:
         """Give the part `use` of the schema."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .log_lines import AT, as_row
 from .tally import naturally, use_of
 from .told import Told
 
@@ -151,8 +152,8 @@ class Collector(Told):
             },
             "task_groups": self._task_groups(),
             "events": [{**event, "at": self._since(event["at"])} for event in self._events],
-            "logs": [{**line, "at": self._since(line["at"])} for line in self._log.lines()],
-            "logs_dropped": self._log.dropped,
+            "logs": [{**as_row(line), "at": self._since(line[AT])} for line in self.logs.lines()],
+            "logs_dropped": self.logs.dropped,
             "advice": [],
         }
 

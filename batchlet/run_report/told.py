@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .log_lines import LogLines
+from .log_lines import LogStore
 from .tally import Place, Tally, since
 from .task_groups import TaskGroups
 
@@ -23,7 +23,6 @@ _POINTS, _ALL_POINTS, _LEAST_POINTS = 720, 72_000, 60
 _EVENTS = 1000
 # Seconds between two points, at least.
 _NEAR = 0.1
-_LEVELS = ("warning", "error", "critical")
 
 
 class Told:
@@ -43,7 +42,7 @@ class Told:
         self._workers: dict[str, Tally] = {}
         self._groups = TaskGroups()
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=_EVENTS)
-        self._log = LogLines()
+        self.logs = LogStore()
         self._timeline: dict[str, Sequence[Sequence[Any]]] = {}
 
     def _begin(self) -> None:
@@ -204,13 +203,11 @@ class Told:
 
     def log(self, at: float, level: str, who: str, rank: int | None, node: str, logger: str, text: str) -> None:
         """Note a line of a log; of each process the newest are kept."""
-        level = level.lower()
-        line = {"at": at, "level": level if level in _LEVELS else "warning", "who": who, "rank": rank, "node": node}
-        self._log.add({**line, "logger": logger, "text": text})
+        self.logs.log(at, level, who, rank, node, logger, text)
 
     def dropped(self, lines: int) -> None:
         """Note lines that a process had no room for itself."""
-        self._log.dropped += lines
+        self.logs.dropped += lines
 
     def marks(self, who: str, marks: Sequence[Sequence[Any]]) -> None:
         """Note what happened when while a process started; see `batchlet.timeline`."""

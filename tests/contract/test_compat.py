@@ -33,6 +33,7 @@ from batchlet.dask_backend.compat import (
     dask_internals,
     http_servers,
     log_messages,
+    logging_internals,
     multiprocessing_internals,
     scheduler_state,
     tls_connections,
@@ -100,6 +101,52 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
         await asyncio.sleep(0.01)
+
+
+# logging_internals
+
+
+def test_hear_records() -> None:
+    """Any logger is heard after its filters, once, whatever its handlers are; what is printed stays as it is."""
+    heard: list[str] = []
+
+    def take(record: logging.LogRecord) -> None:
+        heard.append(record.getMessage())
+        logging.getLogger("a").error("not heard itself")
+        raise ValueError
+
+    end = logging_internals.hear_records(take)
+    try:
+        alone, filtered = logging.getLogger("compat.alone"), logging.getLogger("compat.filtered")
+        alone.propagate = False
+        alone.warning("one that keeps it to itself")
+        filtered.addFilter(lambda _: False)
+        filtered.error("filtered")
+        logging.getLogger("distributed.worker").info("of no interest")
+        logging.getLogger("distributed.worker").error("Dask's")
+        assert heard == ["one that keeps it to itself", "Dask's"]
+    finally:
+        end()
+    alone.warning("too late")
+    assert len(heard) == 2
+    printed = child(
+        "import io, logging, os, sys\n"
+        "from batchlet.dask_backend.compat.logging_internals import hear_records\n"
+        "sys.stderr, heard = io.StringIO(), []\n"
+        "hear_records(lambda record: heard.append(record.msg))\n"
+        "logging.getLogger('x').warning('without a handler')\n"
+        "logging.basicConfig(format='%(name)s %(message)s', stream=sys.stdout)\n"
+        "logging.getLogger('x').warning('with one')\n"
+        "print(sys.stderr.getvalue().split(), heard, flush=True)\n"
+        "if os.fork() == 0:\n"
+        "    logging.getLogger('x').warning('in a child')\n"
+        "    print(len(heard), flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    assert printed.splitlines() == [
+        "x with one", "['without', 'a', 'handler'] ['without a handler', 'with one']", "x in a child", "2",
+    ]  # fmt: skip
 
 
 # dask_internals
@@ -805,7 +852,9 @@ def test_fork_server_of_this_block(tmp_path: Path) -> None:
 
 def test_every_function_has_its_test() -> None:
     """Each public name of the package is named by a test of this file."""
-    modules = (dask_internals, http_servers, log_messages, multiprocessing_internals, tls_connections)
+    modules = (
+        dask_internals, http_servers, log_messages, logging_internals, multiprocessing_internals, tls_connections,
+    )  # fmt: skip
     text = Path(__file__).read_text()
     assert [name for module in modules for name in module.__all__ if name not in text] == []
 

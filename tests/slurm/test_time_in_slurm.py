@@ -164,21 +164,46 @@ def test_a_job_that_is_cancelled_does_not_start_again(place: Place) -> None:
 
 
 def test_a_job_that_may_not_start_again_says_so_and_ends(place: Place) -> None:
-    """Where requeueing is off, or was done often enough, one sentence says so, and the job ends with 84."""
-    settings = {"TIME_LIMIT": "9", "STOP_BEFORE": "5", "REQUEUE": "true"}
-    command = f"srun python {ATTEMPTS} time 60"
-    never = submitted(place, "-n4", "--no-requeue", command=command, env=settings)
-    once = submitted(place, "-n4", command=command, env={**settings, "MAX_ATTEMPTS": "1"})
-    off = f"job {never.id} must not be requeued (Requeue=0); submit it with sbatch --requeue"
-    for job, texts in (
-        (never, [f"requeue has no effect: {off}", f"not requeued: {off}"]),
-        (once, ["not requeued: this was attempt 1 of 1 (max_attempts)"]),
-    ):
-        done, again = ended(place, job, 90)
-        assert (done.rc, again) == (84, 0), done.output
-        for text in texts:
-            assert done.output.count(f"batchlet: {text}\n") == 1, done.output
+    """Where that was done often enough, one sentence says so, and the job ends with 84."""
+    settings = {"TIME_LIMIT": "9", "STOP_BEFORE": "5", "REQUEUE": "true", "MAX_ATTEMPTS": "1"}
+    done, again = ended(place, submitted(place, "-n4", command=f"srun python {ATTEMPTS} time 60", env=settings), 90)
+    assert (done.rc, again) == (84, 0), done.output
+    assert done.output.count("batchlet: not requeued: this was attempt 1 of 1 (max_attempts)\n") == 1, done.output
     assert place.run_only("squeue", "--noheader").stdout.split() == []
+
+
+def test_a_job_that_must_not_be_requeued_is_followed_by_another_one(place: Place) -> None:
+    """Of the same script and arguments, with the options of the command line; it goes on where the first one was saved."""
+    script = place.cwd / "job.sh"
+    settings = {"TIME_LIMIT": "16", "STOP_BEFORE": "8", "REQUEUE": "true", "MAX_ATTEMPTS": "2"}
+    script.write_text(
+        "#!/bin/bash\n# Its own options are no others:\n#SBATCH --time=7 --export=NONE\n\n"
+        + "".join(f"export {PREFIX}{name}={value}\n" for name, value in settings.items())
+        + f"export PATH={place.environ['PATH']} TMPDIR={place.tmp} TEST_RUN_MARK={place.mark}\n"
+        + f'export SLURM_CONF={place.environ["SLURM_CONF"]}\necho "exports $EXPORTED"\nexec srun python {ATTEMPTS} "$@"\n'
+    )
+    asked = ("-n4", "-N2", "--no-requeue", "--time=8", "--job-name=chain", "--mem-per-cpu=300M", "--partition=low")
+    submitted = place.run_only("sbatch", "--parsable", *asked, str(script), "time", "22", env={"EXPORTED": "much"})
+    first = BatchJob.of(place, submitted.stdout.strip())
+    facts = first._facts()
+    done = first.wait(90)
+    said = f"batchlet: job {first.id} must not be requeued"
+    assert done.rc == 84, done.output
+    assert done.output.count(f"{said}: where it is stopped, another job that follows it is submitted\n") == 1, (
+        done.output
+    )
+    follows = re.search(rf"^{said}; job (\d+) follows it as attempt 2 of 2$", done.output, re.M)
+    assert follows, done.output
+    other = BatchJob.of(place, follows[1])
+    last = other.wait(90)
+    assert last.rc == 0, last.output
+    assert "attempt 2 from" in last.output, last.output
+    assert f"RESULT {undisturbed(22)}" in last.output, last.output
+    for name in ("JobName", "NumNodes", "NumTasks", "TimeLimit", "MinMemoryCPU", "Partition", "WorkDir", "Requeue"):
+        assert other._facts()[name] == facts[name], (name, other._facts(), facts)
+    (place.cwd / f"state-{first.id}.json").unlink()
+    script.unlink()
+    place.assert_nothing_left()
 
 
 @pytest.mark.timeout(400)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchlet.environments import slurm_job
+from batchlet.environments import slurm_job, slurm_successor
 from batchlet.environments.allocation_end import AllocationEnd
 from batchlet.errors import PlanError, SettingsError
 from batchlet.settings import Settings
@@ -65,10 +65,55 @@ def test_the_job_is_read_from_the_controllers_answer(answer, expected):
 
 
 @pytest.mark.parametrize(
-    ("environ", "attempt"), [({}, 1), ({"SLURM_RESTART_COUNT": "2"}, 3), ({"SLURM_RESTART_COUNT": "x"}, 1)]
+    ("environ", "attempt"),
+    [
+        ({}, 1),
+        ({"SLURM_RESTART_COUNT": "2"}, 3),
+        ({"SLURM_RESTART_COUNT": "x"}, 1),
+        ({"SLURM_JOB_ID": "8", "BATCHLET_ATTEMPTS_BEFORE": "2/8"}, 3),
+        # Inherited by a job that was submitted from within job 8.
+        ({"SLURM_JOB_ID": "9", "BATCHLET_ATTEMPTS_BEFORE": "2/8", "SLURM_RESTART_COUNT": "1"}, 2),
+        ({"SLURM_JOB_ID": "8", "BATCHLET_ATTEMPTS_BEFORE": "/8"}, 1),
+    ],
 )
 def test_attempts_are_counted_from_one(environ, attempt):
     assert slurm_job.attempt(environ) == attempt
+
+
+SHOWN = (
+    "JobId=12 JobName=my job UserId=u(1) Account=physics QOS=(null) JobState=RUNNING Reason=None Requeue=0 BatchFlag=1 "
+    "TimeLimit=1-00:05:00 Partition=low ReqNodeList=(null) ExcNodeList=n7 NumNodes=2 NumCPUs=16 NumTasks=8 CPUs/Task=2 "
+    "ReqB:S:C:T=0:0:*:* NtasksPerN:B:S:C=4:0:*:* MinMemoryCPU=512M MinTmpDiskNode=0 Features=(null) OverSubscribe=NO "
+    "TresPerNode=gres:gpu:a100:2 Licenses=(null) Command=/home/u/job.sh --samples 1e9 WorkDir=/home/u "
+    "StdErr=/home/u/12.err StdIn=/dev/null StdOut=/home/u/out-12-112.txt Power= "
+)
+
+
+def test_a_successor_is_asked_for_as_its_predecessor_was():
+    job = slurm_job.read({"SLURM_JOB_ID": "12"}, SHOWN)
+    assert job is not None
+    assert not job.requeue
+    assert job.facts["Command"].split() == ["/home/u/job.sh", "--samples", "1e9"]
+    assert set(slurm_successor.options(job.facts, "12")) == {
+        "--job-name=my job", "--account=physics", "--time=1-00:05:00", "--partition=low", "--exclude=n7", "--nodes=2",
+        "--ntasks=8", "--cpus-per-task=2", "--ntasks-per-node=4", "--mem-per-cpu=512M", "--exclusive", "--gres=gpu:a100:2",
+        "--chdir=/home/u", "--error=/home/u/%j.err", "--input=/dev/null", "--output=/home/u/out-%j-112.txt",
+        "--no-requeue", "--open-mode=append", "--dependency=afterany:12",
+    }  # fmt: skip
+
+
+def test_a_successors_script_says_how_many_attempts_there_were():
+    script = "#!/bin/bash -l\n#SBATCH --time=1\n\n# a comment\n#SBATCH -n 4\nmodule load x\nsrun python a.py\n"
+    first = slurm_successor.with_attempt(script, 1, "12")
+    assert first == script.replace(
+        "module", "export BATCHLET_ATTEMPTS_BEFORE=1/$SLURM_JOB_ID\nexport BATCHLET_FIRST_JOB=12\nmodule"
+    )
+    second = slurm_successor.with_attempt(first, 2, "12")
+    assert second == first.replace("BEFORE=1", "BEFORE=2")
+    for shell in ("#!/bin/sh", "#! /usr/bin/zsh", "#!/usr/bin/env bash", "#!/usr/bin/env -S bash -l"):
+        assert slurm_successor.with_attempt(f"{shell}\nsrun a\n", 1, "1") is not None, shell
+    for other in ("#!/usr/bin/env python3", "#!/usr/bin/fish", "#!/bin/tcsh", ""):
+        assert slurm_successor.with_attempt(f"{other}\nsrun a\n", 1, "1") is None, other
 
 
 @pytest.mark.parametrize("name", ["time_limit", "stop_before", "requeue", "max_attempts"])

@@ -17,7 +17,7 @@ from batchlet.early import BatchletRunner
 from dask.distributed import Client
 
 *ends, last = sys.argv[1:]
-FILE = Path(f"state-{os.environ['SLURM_JOB_ID']}.json")
+FILE = Path(f"state-{os.environ.get('BATCHLET_FIRST_JOB', os.environ['SLURM_JOB_ID'])}.json")
 
 
 def say(*words: object) -> None:
