@@ -115,6 +115,13 @@ class Settings:
     memory_headroom_frac: float = _option(
         headroom, 0.0, "part of each node's memory that Batchlet leaves alone, 0 to below 1"
     )
+    gpus_per_worker: int | None = _option(
+        count_or_none, None, "GPUs of each worker, of which there is one for each GPU by default; 0 leaves GPUs alone"
+    )
+    workers_per_gpu: int = _option(count, 1, "workers that share a GPU")
+    gpu_peers: bool = _option(
+        flag, True, "whether a worker sees, behind its own GPUs, the others that were granted on its node"
+    )
     colocate: str = _option(
         _auto_or_flag,
         "auto",

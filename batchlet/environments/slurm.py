@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..errors import LauncherError
+from ..gpus import Gpus
 from ..launch_variables import (
     SLURM_CLUSTER_NAME,
     SLURM_CPUS_ON_NODE,
@@ -91,8 +92,21 @@ class WithinSlurm(Environment):
 
     def binds_gpus_by_task(self, environ: Mapping[str, str]) -> bool:
         """See the base class; Slurm does so by the task's cgroup."""
-        asked = [name + environ[name] for name in (SLURM_GPUS_PER_TASK, SLURM_TRES_PER_TASK) if name in environ]
-        return any("gpu" in text.lower() for text in asked)
+        gpus = self.gpus(environ)
+        return _gpus_by_task(environ) or bool(gpus is not None and gpus.bound)
+
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """See the base class; a task that names fewer GPUs than the node has was given them for itself."""
+        found = super().gpus(environ)
+        if found is None or SLURM_JOB_ID not in environ or not found.devices:
+            return found
+        here, on_node = len(found.devices), whole_number(environ.get(SLURM_GPUS_ON_NODE))
+        if _gpus_by_task(environ):
+            return replace(found, bound=True, source=f"{found.source} of a task ({SLURM_GPUS_PER_TASK})")
+        if on_node is None or here > on_node:
+            return found
+        source = f"{found.source} of a task ({SLURM_GPUS_ON_NODE}={on_node})" if here < on_node else found.source
+        return replace(found, bound=here < on_node, on_node=on_node, source=source)
 
 
 class _Slurm(WithinSlurm):
@@ -271,6 +285,11 @@ class SlurmAllocation(_Slurm):
             return Grant()
         return Grant(Figure(counts[0], SLURM_JOB_CPUS_PER_NODE), node_memory(environ, counts[0]))
 
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """See the base class; whatever the job's own tasks were to have, one rank has all of its node."""
+        found = super().gpus(environ)
+        return found if found is None else replace(found, bound=False, source=next(iter(found.named), ""))
+
     def launcher(self, environ: Mapping[str, str]) -> Launcher:  # noqa: ARG002
         """See the base class."""
         return Srun()
@@ -296,6 +315,11 @@ class SlurmAllocation(_Slurm):
             )
             for rank, cpus in enumerate(expand_counts(environ, SLURM_JOB_CPUS_PER_NODE))
         ]
+
+
+def _gpus_by_task(environ: Mapping[str, str]) -> bool:
+    asked = [name + environ[name] for name in (SLURM_GPUS_PER_TASK, SLURM_TRES_PER_TASK) if name in environ]
+    return any("gpu" in text.lower() for text in asked)
 
 
 def _of_job(environ: Mapping[str, str]) -> dict[str, str]:

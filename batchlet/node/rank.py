@@ -75,7 +75,7 @@ class Rank:
             If a launcher's variable is missing or malformed.
         """
         environment, reason = select(settings.mode, environ)
-        rank = cls(settings, environment, reason, environment.process(environ), environ, began)
+        rank = cls(settings, environment, reason, environment.identity(environ), environ, began)
         return rank if layout is None else rank.placed(*layout)
 
     def placed(self, local_ranks: Sequence[int], nodes: int) -> Rank:
@@ -135,7 +135,7 @@ class Rank:
         """
         known = (facts or {}).get(self.info.node)
         figure = Figure(int(known[0]), str(known[1])) if known else None
-        grant = self.environment.grant(self.environ)
+        grant = self.environment.granted(self.environ)
         return make_plan(self.info, node_resources(grant, host or read_host(), figure), self.settings)
 
     def reachable_host(self) -> str:

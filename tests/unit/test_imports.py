@@ -34,7 +34,7 @@ ROOMS = (
     (
         "",
         (
-            ("launch_variables", "entry_points", "values"),
+            ("launch_variables", "entry_points", "values", "gpus"),
             ("errors", "versions"),
             ("open_files",),
             ("timeline",),
@@ -53,7 +53,16 @@ ROOMS = (
             ("environments",),
         ),
     ),
-    ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
+    (
+        "",
+        (
+            ("nvidia",),
+            ("resources", "planned", "gpu_shares"),
+            ("plan", "walltime"),
+            ("network",),
+            ("security",),
+        ),
+    ),
     (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
@@ -122,7 +131,7 @@ ROOMS = (
             ),
             ("dask_backend.logs", "dask_backend.processes"),
             ("dask_backend.scratch", "dask_backend.tls", "dask_backend.dashboard", "dask_backend.rank_preload"),
-            ("dask_backend.worker_process",),
+            ("dask_backend.worker_process", "dask_backend.gpu_workers"),
             ("dask_backend.fork_server", "dask_backend.tuning"),
             ("dask_backend.scheduler",),
             ("dask_backend.workers",),
