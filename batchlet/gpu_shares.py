@@ -38,8 +38,22 @@ class GpuShare:
 
 
 def gpus_in_use(gpus: Gpus | None, settings: Settings) -> Gpus | None:
-    """Give the GPUs that the workers are to have; `None` where there are none, or they are to be left alone."""
-    return gpus if gpus is not None and gpus.devices and settings.gpus_per_worker != 0 else None
+    """Give the GPUs that the workers are to have; `None` where there are none, or they are to be left alone.
+
+    Raises
+    ------
+    PlanError
+        If a worker is to have several GPUs, and a GPU several workers.
+    """
+    if gpus is None or not gpus.devices or settings.gpus_per_worker == 0:
+        return None
+    each, shared = settings.gpus_per_worker or 1, settings.workers_per_gpu
+    if each > 1 and shared > 1:
+        raise PlanError(
+            f"gpus_per_worker={each} and workers_per_gpu={shared} contradict each other: a worker has several GPUs, or "
+            "several workers share one. Leave one of them out."
+        )
+    return gpus
 
 
 def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str) -> tuple[int, str]:
@@ -64,11 +78,7 @@ def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str
         If the launcher has started more worker ranks than there are GPUs, or there are fewer CPUs than GPUs.
     """
     each, shared = settings.gpus_per_worker or 1, settings.workers_per_gpu
-    if each > 1 and shared > 1:
-        raise PlanError(
-            f"gpus_per_worker={each} and workers_per_gpu={shared} contradict each other: a worker has several GPUs, or "
-            "several workers share one. Leave one of them out."
-        )
+    shared = max(1, shared // _ranks_per_gpu(gpus, hosts))
     found = len(gpus.devices)
     ranks = hosts if gpus.bound else 1
     count = ranks * (found * shared // each)
@@ -78,11 +88,6 @@ def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str
             f"gpus_per_worker={each}, but {where} has {_gpus(found)} ({gpus.source}). "
             "Lower gpus_per_worker or ask for more GPUs (srun --gres=gpu:N)."
         )
-    if gpus.bound and gpus.on_node is not None and hosts * found > gpus.on_node * shared:
-        raise PlanError(
-            f"{hosts} worker ranks on node {node} have {_gpus(found)} each, but the node has {gpus.on_node} in all: ranks "
-            f"share them. Start fewer ranks, or say so with workers_per_gpu={-(-hosts * found // gpus.on_node)}."
-        )
     if hosts > count and _launcher_decides(settings):
         raise PlanError(
             f"{hosts} worker ranks on node {node} have {_gpus(found)} ({gpus.source}), {count} of them would have one"
@@ -90,7 +95,7 @@ def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str
             + f". Start {hosts - count} fewer ranks on each node or ask for more GPUs (srun --gres=gpu:N); or let workers "
             f"share a GPU (workers_per_gpu={-(-hosts // found)}), or use none (gpus_per_worker=0)."
         )
-    if count > cpus and _launcher_decides(settings):
+    if count > max(cpus, hosts) and _launcher_decides(settings):
         raise PlanError(
             f"{count} workers, one for each GPU ({gpus.source}), need {count} CPUs on node {node}, which has {cpus}. Ask for "
             f"more CPUs (srun --cpus-per-task), or for fewer workers (gpus_per_worker={-(-found // max(1, cpus))})."
@@ -99,6 +104,13 @@ def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str
     parts += [f"x workers_per_gpu={shared}"] if shared > 1 else []
     parts += [f"/ gpus_per_worker={each}"] if each > 1 else []
     return count, " ".join(parts) if len(parts) > 1 else f"one per GPU ({gpus.source})"
+
+
+def _ranks_per_gpu(gpus: Gpus, hosts: int) -> int:
+    """How many ranks were given the same GPU."""
+    if not gpus.bound or gpus.on_node is None:
+        return 1
+    return max(1, -(-hosts * len(gpus.devices) // gpus.on_node))
 
 
 def _launcher_decides(settings: Settings) -> bool:
@@ -138,7 +150,13 @@ def divide(gpus: Gpus | None, names: Sequence[Name], rank: int, settings: Settin
     for number, (_, host) in enumerate(names):
         of_rank.setdefault(host if gpus.bound else rank, []).append(number)
     most = max(map(len, of_rank.values()), default=1)
-    found, shared = len(gpus.devices), settings.workers_per_gpu
+    found, ranks_per_gpu = len(gpus.devices), _ranks_per_gpu(gpus, len(of_rank))
+    if ranks_per_gpu > settings.workers_per_gpu:
+        raise PlanError(
+            f"{len(of_rank)} ranks of node {node} have {_gpus(found)} each ({gpus.source}), so that they share them. Start "
+            f"fewer ranks, or say that workers may share (workers_per_gpu={ranks_per_gpu})."
+        )
+    shared = settings.workers_per_gpu // ranks_per_gpu
     each = settings.gpus_per_worker or max(1, found * shared // most if shared == 1 else 1)
     if most * each > found * shared:
         raise PlanError(

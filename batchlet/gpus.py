@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["GPU_VARIABLES", "NO_GPUS", "Gpus", "granted", "of_driver"]
+__all__ = ["GPU_VARIABLES", "NO_GPUS", "Gpus", "granted", "numbered"]
 
 _CUDA = "CUDA_VISIBLE_DEVICES"
 _ROCR = "ROCR_VISIBLE_DEVICES"
@@ -115,8 +115,8 @@ def granted(environ: Mapping[str, str], *, amd: bool = False) -> Gpus | None:
     return Gpus(named, next(iter(named)), tuple(counting) if _ROCR in named else ())
 
 
-def of_driver(names: Sequence[str], source: str) -> Gpus:
-    """Give the GPUs that NVIDIA's driver names, where no variable says which of them are granted."""
+def numbered(names: Sequence[str], source: str) -> Gpus:
+    """Give GPUs that something else than a variable names, all of them for whoever is on the node."""
     return Gpus({_CUDA: tuple(names)}, source, bound=False) if names else NO_GPUS
 
 

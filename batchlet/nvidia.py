@@ -8,11 +8,12 @@ container or a control group forbids.
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gpus import Gpus, of_driver
+from .gpus import Gpus, numbered
 
 __all__ = ["HostGpu", "host_gpus", "near_cpus", "read_gpus"]
 
@@ -28,7 +29,7 @@ class HostGpu:
     uuid : str
         ``GPU-8932f937-d72c-4106-c12f-20bd9faed9f6``.
     minor : int
-        Number of its device file, ``/dev/nvidia0``; what Slurm calls it.
+        Number of its device file, ``/dev/nvidia0``.
     bus : str
         Its place on the PCI bus, ``0000:3b:00.0``.
     """
@@ -44,8 +45,8 @@ def read_gpus(proc: Path = Path("/proc")) -> Gpus | None:
         return None
     names = _by_nvml()
     if names is not None:
-        return of_driver(names, "NVML")
-    return of_driver([gpu.uuid for gpu in host_gpus(proc)], f"/proc/{_DIRECTORY}")
+        return numbered(names, "NVML")
+    return numbered([gpu.uuid for gpu in host_gpus(proc)], f"/proc/{_DIRECTORY}")
 
 
 def host_gpus(proc: Path = Path("/proc")) -> list[HostGpu]:
@@ -60,21 +61,23 @@ def host_gpus(proc: Path = Path("/proc")) -> list[HostGpu]:
     return found
 
 
-def near_cpus(name: str, minor: int | None, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> frozenset[int]:
+def near_cpus(name: str, root: Path = Path("/")) -> frozenset[int]:
     """Give the CPUs of the host that are near a GPU; none if that is not known.
 
     Parameters
     ----------
     name : str
-        As ``CUDA_VISIBLE_DEVICES`` names it.
-    minor : int, optional
-        The number of its device file, where its name is an index that counts something else.
-    proc, sys : Path
+        As ``CUDA_VISIBLE_DEVICES`` names it. An index counts the devices that this process may open: a control group, or a
+        container, may forbid some.
+    root : Path
         Where the kernel tells of itself.
     """
-    gpus = host_gpus(proc)
+    gpus = host_gpus(root / "proc")
+    if not gpus:
+        return frozenset()
     if name.isdecimal():
-        matching = [gpu for gpu in gpus if gpu.minor == minor] if minor is not None else gpus[int(name) : int(name) + 1]
+        usable = sorted((gpu for gpu in gpus if _opens(root / f"dev/nvidia{gpu.minor}")), key=lambda gpu: gpu.minor)
+        matching = usable[int(name) : int(name) + 1]
     else:
         # Both may be cut short; "MIG-GPU-8932f937.../1/0" is a part of that GPU.
         whole = name.removeprefix("MIG-").partition("/")[0]
@@ -82,10 +85,18 @@ def near_cpus(name: str, minor: int | None, proc: Path = Path("/proc"), sys: Pat
     if len(matching) != 1:
         return frozenset()
     try:
-        text = (sys / "bus/pci/devices" / matching[0].bus / "local_cpulist").read_text()
+        text = (root / "sys/bus/pci/devices" / matching[0].bus / "local_cpulist").read_text()
         return frozenset(_cpus(text))
     except (OSError, ValueError):
         return frozenset()
+
+
+def _opens(device: Path) -> bool:
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _cpus(text: str) -> list[int]:

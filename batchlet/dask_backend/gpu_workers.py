@@ -22,12 +22,9 @@ __all__ = ["RESOURCE", "for_dask_cuda", "give_gpus", "only_own_visible", "show_p
 
 #: What a task asks for that is to have a GPU: ``dask.annotate(resources={"GPU": 1})``.
 RESOURCE = "GPU"
-_CUDA = "CUDA_VISIBLE_DEVICES"
-# Slurm's own numbers of the devices, those of their files, in the order in which the variables name them.
-_SLURM_NUMBERS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 
 
-def give_gpus(options: dict[str, Any], plan: WorkerPlan, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+def give_gpus(options: dict[str, Any], plan: WorkerPlan, given: Mapping[str, Any]) -> None:
     """Give a worker its GPUs; what the user has given stays.
 
     Parameters
@@ -38,8 +35,6 @@ def give_gpus(options: dict[str, Any], plan: WorkerPlan, given: Mapping[str, Any
         The worker.
     given : mapping of str to object
         Keyword arguments from the user.
-    environ : mapping of str to str
-        The environment of the rank that it belongs to.
     """
     if not plan.gpus:
         return
@@ -47,23 +42,10 @@ def give_gpus(options: dict[str, Any], plan: WorkerPlan, given: Mapping[str, Any
     env = {**(options.get("env") or {}), **plan.environ, **(given.get("env") or {})}
     place = json.loads(env.get(rank_preload.VARIABLE, "{}"))
     allowed = frozenset(place.get("cpus") or (os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()))
-    near = allowed.intersection(*(_near(name, environ) for name in plan.gpus))
+    near = allowed.intersection(*map(near_cpus, plan.gpus))
     if near != allowed and len(near) >= plan.threads:
         env[rank_preload.VARIABLE] = json.dumps({**place, "cpus": sorted(near)})
     options["env"] = env
-
-
-def _near(name: str, environ: Mapping[str, str]) -> frozenset[int]:
-    """Give the CPUs near a GPU, as CUDA's variable names it."""
-    minor: int | None = None
-    if name.isdecimal() and "SLURM_JOB_ID" in environ:
-        devices = environ.get(_CUDA, "").split(",")
-        numbers = next((environ[key].split(",") for key in _SLURM_NUMBERS if environ.get(key)), [])
-        if len(numbers) != len(devices) or name not in devices:
-            return frozenset()
-        number = numbers[devices.index(name)]
-        minor = int(number) if number.isdecimal() else -1
-    return near_cpus(name, minor)
 
 
 def for_dask_cuda(options: dict[str, Any]) -> None:

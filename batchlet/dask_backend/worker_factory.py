@@ -84,7 +84,7 @@ def worker_spec(
         **(context.options(given) if context is not None else {}),
         "config": config,
     }
-    gpu_workers.give_gpus(options, plan, given, os.environ if context is None else context.environ)
+    gpu_workers.give_gpus(options, plan, given)
     if cls is None or issubclass(cls, (Worker, Nanny)):
         # Others may not take it; they have it where the rank has something to set (see `RankContext`).
         options |= rank_preload.preload(given)

@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..errors import LauncherError
-from ..gpus import Gpus
+from ..gpus import NO_GPUS, Gpus
 from ..launch_variables import (
     SLURM_CLUSTER_NAME,
     SLURM_CPUS_ON_NODE,
     SLURM_DISTRIBUTION,
     SLURM_GPUS_ON_NODE,
-    SLURM_GPUS_PER_TASK,
     SLURM_GTIDS,
     SLURM_JOB_CPUS_PER_NODE,
     SLURM_JOB_FIGURES,
@@ -47,7 +46,6 @@ from ..launch_variables import (
     SLURM_SUBMIT_HOST,
     SLURM_TASKS_PER_NODE,
     SLURM_TMPDIR,
-    SLURM_TRES_PER_TASK,
     SLURMD_NODENAME,
     STEP_CLIENT_NODE,
     STEP_PREFIX,
@@ -58,6 +56,7 @@ from ..launchers.base import Launcher
 from ..launchers.srun import Srun
 from ..settings import parse_bytes
 from .base import Environment, Figure, Grant, ProcessInfo, expand_counts, read_int, read_ints
+from .slurm_gpus import gpus_of_nodes, gpus_per_task, of_task
 
 __all__ = ["SlurmAllocation", "SlurmAllocationStep", "SlurmStep", "WithinSlurm", "node_memory", "slots"]
 
@@ -93,20 +92,12 @@ class WithinSlurm(Environment):
     def binds_gpus_by_task(self, environ: Mapping[str, str]) -> bool:
         """See the base class; Slurm does so by the task's cgroup."""
         gpus = self.gpus(environ)
-        return _gpus_by_task(environ) or bool(gpus is not None and gpus.bound)
+        return gpus_per_task(environ) > 0 or bool(gpus is not None and gpus.bound)
 
     def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
-        """See the base class; a task that names fewer GPUs than the node has was given them for itself."""
+        """See the base class, and `batchlet.environments.slurm_gpus`."""
         found = super().gpus(environ)
-        if found is None or SLURM_JOB_ID not in environ or not found.devices:
-            return found
-        here, on_node = len(found.devices), whole_number(environ.get(SLURM_GPUS_ON_NODE))
-        if _gpus_by_task(environ):
-            return replace(found, bound=True, source=f"{found.source} of a task ({SLURM_GPUS_PER_TASK})")
-        if on_node is None or here > on_node:
-            return found
-        source = f"{found.source} of a task ({SLURM_GPUS_ON_NODE}={on_node})" if here < on_node else found.source
-        return replace(found, bound=here < on_node, on_node=on_node, source=source)
+        return found if found is None or SLURM_JOB_ID not in environ else of_task(found, environ)
 
 
 class _Slurm(WithinSlurm):
@@ -290,6 +281,13 @@ class SlurmAllocation(_Slurm):
         found = super().gpus(environ)
         return found if found is None else replace(found, bound=False, source=next(iter(found.named), ""))
 
+    def _gpus_of_nodes(self, environ: Mapping[str, str]) -> dict[str, Gpus]:
+        """Ask the controller which GPUs the job has on each node; no variable tells of other nodes than this one."""
+        job = environ.get(SLURM_JOB_ID, "")
+        text = _scontrol("--detail", "--oneliner", "show", "job", job) if job.isdigit() else ""
+        found = gpus_of_nodes(text, f"scontrol show job {job}")
+        return {name: gpus for nodes, gpus in found.items() for name in _host_names(nodes)}
+
     def launcher(self, environ: Mapping[str, str]) -> Launcher:  # noqa: ARG002
         """See the base class."""
         return Srun()
@@ -300,6 +298,7 @@ class SlurmAllocation(_Slurm):
         if SLURM_JOB_CPUS_PER_NODE not in environ:
             return [(client, self.grant(environ))]
         names = _host_names(environ.get(SLURM_JOB_NODELIST, ""))
+        known, here = self._gpus_of_nodes(environ), self.gpus(environ)
         return [
             (
                 replace(
@@ -311,15 +310,16 @@ class SlurmAllocation(_Slurm):
                     extra_clients=client.extra_clients if rank == 0 else 0,
                     slots=slots(environ, rank),
                 ),
-                Grant(Figure(cpus, SLURM_JOB_CPUS_PER_NODE), node_memory(environ, cpus)),
+                Grant(
+                    Figure(cpus, SLURM_JOB_CPUS_PER_NODE),
+                    node_memory(environ, cpus),
+                    here
+                    if rank == 0 and client.extra_clients
+                    else known.get(names[rank] if rank < len(names) else "", NO_GPUS),
+                ),
             )
             for rank, cpus in enumerate(expand_counts(environ, SLURM_JOB_CPUS_PER_NODE))
         ]
-
-
-def _gpus_by_task(environ: Mapping[str, str]) -> bool:
-    asked = [name + environ[name] for name in (SLURM_GPUS_PER_TASK, SLURM_TRES_PER_TASK) if name in environ]
-    return any("gpu" in text.lower() for text in asked)
 
 
 def _of_job(environ: Mapping[str, str]) -> dict[str, str]:

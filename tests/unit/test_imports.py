@@ -46,7 +46,7 @@ ROOMS = (
     (
         "environments",
         (
-            ("environments.base",),
+            ("environments.base", "environments.slurm_gpus"),
             ("environments.slurm", "environments.batch_jobs", "environments.allocation_end"),
             ("environments.slurm_job",),
             ("environments.mpi", "environments.local"),
