@@ -1,8 +1,8 @@
 """Slurm and GPUs: what a task was given, and what a job has on its nodes.
 
-The names in a task's variables do not tell whether another task has the same device: with ``ConstrainDevices`` they begin at 0 in
-each task that was given devices of its own, and so do the numbers in ``SLURM_STEP_GPUS`` (seen with Slurm 22.05). What tells is how
-many there are: ``SLURM_GPUS_ON_NODE`` counts those of the step on this node.
+The names in a task's variables do not tell whether another task has the same device: with ``ConstrainDevices`` they begin at 0
+in each task that was given devices of its own, and so do the numbers in ``SLURM_STEP_GPUS`` (seen with Slurm 22.05). What tells
+is how many there are: ``SLURM_GPUS_ON_NODE`` counts those of the step on this node.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gpus_of_nodes(text: str, source: str) -> dict[str, Gpus]:
     """Read from ``scontrol --detail --oneliner show job`` which GPUs a job has, by Slurm's numbers, for each list of nodes."""
     found: dict[str, Gpus] = {}
     for nodes, gres in re.findall(r"\bNodes=(\S+) CPU_IDs=\S+ Mem=\S+ GRES=(\S+)", text):
-        # "gpu:a100:3(IDX:0-1,3)"
+        # As in gpu:a100:3(IDX:0-1,3).
         ranges = [part for numbers in re.findall(r"\bgpu:[^(]*\(IDX:([\d,-]+)\)", gres) for part in numbers.split(",")]
         ends = [(int(part.partition("-")[0]), int(part.rpartition("-")[2])) for part in ranges]
         devices = [str(number) for first, last in ends for number in range(first, last + 1)]

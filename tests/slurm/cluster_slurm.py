@@ -321,8 +321,8 @@ class SlurmCluster:
                 for number in range(count):
                     device = self.devices / f"{kind}-{number}"
                     if not device.exists():
-                        # As /dev/full, /dev/zero, ...; numbers of drivers that are always there.
-                        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, (3, 5, 7, 8, 9, 11)[number]))
+                        # NVIDIA's major number: nothing else is forbidden with them.
+                        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(195, number))
 
     def _daemon(self, *command: str) -> None:
         """Run a command that puts itself into the background."""

@@ -1,4 +1,4 @@
-"""Says what each worker of the run sees of GPUs, and in what order tasks get them."""
+"""Says what each worker of the run sees of GPUs, and that a task which asks for one gets one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import dask
-from dask.distributed import Client, get_worker
+from dask.distributed import Client
 
-from batchlet import BatchletRunner
+import batchlet.early
 
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -27,9 +27,12 @@ def look(devices):
     for device in sorted(Path(devices).iterdir()):
         try:
             os.close(os.open(device, os.O_RDONLY))
-            may.append(device.name)
         except PermissionError:
+            continue
+        except OSError:
+            # It has no driver.
             pass
+        may.append(device.name)
     return {
         "rank": int(os.environ.get("SLURM_PROCID", -1)),
         "node": os.environ.get("SLURMD_NODENAME"),
@@ -38,12 +41,8 @@ def look(devices):
     }
 
 
-def mine():
-    return os.environ["CUDA_VISIBLE_DEVICES"].partition(",")[0], str(get_worker().name)
-
-
 if __name__ == "__main__":
-    with BatchletRunner(**json.loads(sys.argv[2])) as runner, Client(runner) as client:
+    with batchlet.BatchletRunner(**json.loads(sys.argv[2])) as runner, Client(runner) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         seen = client.run(look, sys.argv[1])
         found = {
