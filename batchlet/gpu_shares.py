@@ -9,7 +9,7 @@ Nothing here reads the environment or the machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .environments.base import Figure
 from .errors import PlanError
@@ -37,8 +37,18 @@ class GpuShare:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
-def gpus_in_use(gpus: Gpus | None, settings: Settings) -> Gpus | None:
+def gpus_in_use(gpus: Gpus | None, hosts: int, settings: Settings) -> Gpus | None:
     """Give the GPUs that the workers are to have; `None` where there are none, or they are to be left alone.
+
+    Parameters
+    ----------
+    gpus : Gpus, optional
+        Those of the node, or of this rank alone. Where that cannot be told from here, they are taken for its own if there are
+        fewer than ranks that host workers; before workers start their agent finds out (`batchlet.node.gpu_views`).
+    hosts : int
+        Ranks of the node that host workers.
+    settings : Settings
+        What the user asked for.
 
     Raises
     ------
@@ -53,7 +63,7 @@ def gpus_in_use(gpus: Gpus | None, settings: Settings) -> Gpus | None:
             f"gpus_per_worker={each} and workers_per_gpu={shared} contradict each other: a worker has several GPUs, or "
             "several workers share one. Leave one of them out."
         )
-    return gpus
+    return gpus if gpus.bound is not None else replace(gpus, bound=len(gpus.devices) < hosts)
 
 
 def workers_for(gpus: Gpus, hosts: int, cpus: int, settings: Settings, node: str) -> tuple[int, str]:

@@ -133,7 +133,8 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
         workers = tuple(
             WorkerPlan(name, rank, number, memory) for (name, rank), number in zip(names, threads, strict=True)
         )
-        shares = divide(gpus_in_use(resources.gpus, settings), names, info.rank, settings, info.node)
+        gpus = gpus_in_use(resources.gpus, len(shape.hosts), settings)
+        shares = divide(gpus, names, info.rank, settings, info.node)
         workers = tuple(
             replace(worker, gpus=share.gpus, environ=share.environ)
             for worker, share in zip(workers, shares, strict=True)
@@ -146,7 +147,7 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
             "workers_per_node": Figure(count, reason),
             "threads_per_worker": Figure(min(threads), each),
             "memory_per_worker": Figure(memory, limit),
-            **gpu_figures(resources.gpus, shares, settings),
+            **gpu_figures(gpus or resources.gpus, shares, settings),
         }
     return Plan(info.mode, role, info.rank, info.world_size, info.node, workers, figures)
 
@@ -182,7 +183,7 @@ def _count(
     """How many workers this node runs, and why."""
     node, slots = info.node, info.slots
     cpus, hosts = resources.cpus.value, len(shape.hosts)
-    asked, gpus = settings.workers_per_node, gpus_in_use(resources.gpus, settings)
+    asked, gpus = settings.workers_per_node, gpus_in_use(resources.gpus, len(shape.hosts), settings)
     if asked is not None:
         if asked > cpus and settings.threads_per_worker is None:
             raise PlanError(

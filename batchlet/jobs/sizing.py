@@ -145,7 +145,7 @@ def fit(
                 f"{describe_bytes(limit)}"
             )
         limit = share
-    gpus = gpus_in_use(granted.gpus, settings)
+    gpus = gpus_in_use(granted.gpus, 1, settings)
     if gpus is None and settings.gpus_per_worker:
         raise PlanError(
             f"gpus_per_worker={settings.gpus_per_worker}, but no variable names a GPU that the job was granted on this node. "

@@ -18,7 +18,7 @@ What a rank and the agent say to each other after the rank's first message:
 
 ==================  ====================================================================================
 from the rank       ``signalled 15``: this rank got a signal that is meant for the client
-from the agent      ``accepted``; or ``own``: this rank needs an agent of its own
+from the agent      ``accepted``; or ``own``: this rank needs an agent of its own; ``own gpus``: because it sees other GPUs
 from the agent      ``end 0``: end with that exit code; ``last 0``: the same, once the agent has ended
 ==================  ====================================================================================
 """
@@ -180,6 +180,8 @@ class AgentConnection:
         self._socket: _socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._accepted = False
+        # Why this rank has an agent of its own.
+        self._own = ""
         self._stranger: list[int | None] | None = None
 
     def hold(self) -> int:
@@ -214,7 +216,7 @@ class AgentConnection:
             if answer in ("end", "last"):
                 return int(code)
             if answer == "own":
-                self._name = None
+                self._name, self._own = None, code
             elif ended == 2:
                 # Something in the input is wrong, which rank 0 says.
                 return ended
@@ -293,14 +295,17 @@ class AgentConnection:
         assert self._socket is not None
         listens = self._name is not None
         if self._becomes_shell and len(message) < _ROOM and may_become_shell():
-            orders = encode(self._of_launch(socket=AGENT_SOCKET, listens=listens, stranger=self._stranger))
+            orders = encode(
+                self._of_launch(socket=AGENT_SOCKET, listens=listens, stranger=self._stranger, own=self._own)
+            )
             self._socket.sendall(message)
             become_shell(self._socket, self._environ, agents_end, orders)
             sys.exit("batchlet: error: /bin/sh cannot be run.")
         from .start import start_agent
 
         self._process = start_agent(
-            self._of_launch(socket=agents_end.fileno(), listens=listens, stranger=self._stranger), self._environ
+            self._of_launch(socket=agents_end.fileno(), listens=listens, stranger=self._stranger, own=self._own),
+            self._environ,
         )
         agents_end.close()
 

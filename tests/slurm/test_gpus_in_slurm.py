@@ -58,17 +58,24 @@ SHAPES = {
         {"workers_per_gpu": 2},
         {"2": "0", "3": "0", "4": "1", "5": "1"},
     ),
-    "per node, ranks uneven": ("-N2 -n5 -w1,2 --gpus-per-node=2", "", {}, {"2": "0", "2-1": "1", "3": "0", "4": "1"}),
-    "nodes uneven": (
-        "-N2 -n5 -w1,2 --gpus=6",
+    "per node, ranks uneven": (
+        "-N2 -n5 -c2 -w1,2 --gpus-per-node=2",
         "",
         {},
-        {"2": "0", "2-1": "1", "2-2": "2", "2-3": "3", "3": "0", "4": "1"},
+        {"2": "0", "3": "1", "4": "0", "4-1": "1"},
+    ),
+    "nodes uneven": (
+        "-N2 -n5 -c2 -w1,2 --gpus=6",
+        "",
+        {},
+        {"2": "0", "2-1": "1", "3": "2", "3-1": "3", "4": "0", "4-1": "1"},
     ),
     "part of a node": ("-N1 -n4 -w1 --gres=gpu:2", "", {"gpu_peers": False}, {"2": "0", "3": "1"}),
     "none": ("-N1 -n3 -w1", "", {}, {"2": ""}),
     "left alone": ("-N1 -n3 -w1 --gres=gpu:2", "", {"gpus_per_worker": 0}, {"2": ""}),
     "MIG": ("-N1 -n4 -w1 --gres=gpu:2", f"{CUDA}={MIG}", {}, {"2": MIG.split(",")[0], "3": MIG.split(",")[1]}),
+    # Slurm knows nothing of these.
+    "set by hand": ("-N1 -n4 -w4", f"{CUDA}=5,7", {}, {"2": "5", "3": "7"}),
     "AMD": ("-N1 -n4 -w3 --gres=gpu:2", "", {}, {"2": "0", "3": "1"}),
 }
 
@@ -146,7 +153,7 @@ def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(
         ("-N1 -n5 -w1 --gres=gpu:2", [], "3 worker ranks on node {node} have 2 GPUs (CUDA_VISIBLE_DEVICES), 2 of them"),
         ("-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
         ("-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which has 1."),
-        ("-N1 -n3 -c4 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
+        ("-N1 -n3 -c2 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
     ],
 )  # fmt: skip
 def test_more_workers_than_gpus_are_refused(

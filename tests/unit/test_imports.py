@@ -113,7 +113,7 @@ ROOMS = (
             ("node.attach",),
             ("node.rank",),
             ("node.join",),
-            ("node.resolve",),
+            ("node.resolve", "node.gpu_views"),
         ),
     ),
     (

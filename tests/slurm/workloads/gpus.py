@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from batchlet.early import BatchletRunner
+
+# isort: split
 import dask
 from dask.distributed import Client
-
-import batchlet.early
 
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -42,7 +43,7 @@ def look(devices):
 
 
 if __name__ == "__main__":
-    with batchlet.BatchletRunner(**json.loads(sys.argv[2])) as runner, Client(runner) as client:
+    with BatchletRunner(**json.loads(sys.argv[2])) as runner, Client(runner) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         seen = client.run(look, sys.argv[1])
         found = {
