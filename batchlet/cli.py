@@ -107,7 +107,7 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
     try:
         settings = Settings.resolve(keywords, os.environ)
         environment, reason = select(settings.mode, os.environ)
-        info = environment.process(os.environ)
+        info = environment.identity(os.environ)
         launcher = environment.launcher(os.environ)
         first = info.rank == 0 or launcher is not None
         if not first and info.rank != min(info.local_ranks):

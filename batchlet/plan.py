@@ -7,6 +7,7 @@ The sizing rule, for every launcher and for none:
   never get more than the share of a rank: asking for fewer, larger workers does not make them grow.
 * CPUs likewise: a head that is a rank of its own keeps the CPUs of a rank, the workers share the rest. A head that shares
   its rank with workers (co-located) keeps one CPU, if there are enough for every worker to have one too.
+* Where there are GPUs, there is one worker for each of them, unless asked otherwise (`batchlet.gpu_shares`).
 * What was asked for wins over what is inferred; what does not fit is an error that shows the sum.
 
 Nothing here reads the environment or the machine.
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .environments.base import Figure, ProcessInfo
 from .errors import PlanError
+from .gpu_shares import divide, gpu_figures, gpus_in_use, workers_for
+from .planned import Plan, WorkerPlan
 from .resources import NodeResources
 from .settings import LEAST_WORKER_MEMORY, Settings, describe_bytes
 
@@ -44,80 +47,6 @@ LOCAL = "local"
 
 # With fewer ranks than roles, the head ranks must work too.
 _ROLES = 3
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """One Dask worker.
-
-    Parameters
-    ----------
-    name : int or str
-        Dask's name for it: the rank for the first worker of a rank (as under SLURMRunner), then "2-1", "2-2".
-    rank : int
-        The rank that hosts it.
-    threads : int
-        Its threads.
-    memory : int
-        Its memory limit in bytes.
-    """
-
-    name: int | str
-    rank: int
-    threads: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What this process will do, and what its node will run.
-
-    Parameters
-    ----------
-    mode, role : str
-        Which launcher, and what this rank is: "scheduler", "client", "worker", or "local" for all in one.
-    rank, world_size : int
-        This process's number and how many there are.
-    node : str
-        Name of this node.
-    workers : tuple of WorkerPlan
-        The workers of this node, on whichever of its ranks.
-    figures : mapping of str to Figure
-        Every figure that the plan rests on, with its source. Memory is in bytes.
-    """
-
-    mode: str
-    role: str
-    rank: int
-    world_size: int
-    node: str
-    workers: tuple[WorkerPlan, ...]
-    figures: Mapping[str, Figure[int] | Figure[float]] = field(default_factory=dict)
-
-    @property
-    def hosted(self) -> tuple[WorkerPlan, ...]:
-        """The workers that this rank hosts."""
-        return tuple(worker for worker in self.workers if worker.rank == self.rank)
-
-    def __str__(self) -> str:
-        return f"{self.mode}, rank {self.rank} of {self.world_size}, {self.role}\n{self.node_text()}"
-
-    def node_text(self) -> str:
-        """Describe this node: its figures with their sources, and its workers."""
-        lines = [f"node {self.node}"]
-        for name, figure in self.figures.items():
-            value = describe_bytes(figure.value) if "memory" in name and "frac" not in name else f"{figure.value:g}"
-            lines.append(f"  {name:<20} {value:>10}  {figure.source}")
-        lines += [
-            f"  worker {worker.name!s:<13} {worker.threads} thread{'s' if worker.threads > 1 else ''}, "
-            f"{describe_bytes(worker.memory)}, rank {worker.rank}"
-            for worker in self.workers
-        ]
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, object]:
-        """Give the plan as plain dicts, lists, numbers and texts; memory in bytes."""
-        return asdict(self)
 
 
 def role_of(info: ProcessInfo, rank: int) -> str:
@@ -147,15 +76,16 @@ def hosts_workers(info: ProcessInfo, settings: Settings, rank: int) -> bool:
     info : ProcessInfo
         Who this process is; `rank` is one of its local ranks.
     settings : Settings
-        What the user asked for; ``colocate`` decides for the head ranks. "auto" lets a head work that has a node for
-        itself, which would idle otherwise, and both heads where there are fewer than three ranks.
+        What the user asked for; ``colocate`` decides for the head ranks. "auto" lets a head work that has a node or GPUs
+        for itself, which would idle otherwise, and both heads where there are fewer than three ranks.
     rank : int
         The rank.
     """
     if role_of(info, rank) in (WORKER, LOCAL):
         return True
     if settings.colocate == "auto":
-        return info.world_size < _ROLES or info.local_ranks == (rank,)
+        own_gpus = info.gpus_by_rank and settings.gpus_per_worker != 0
+        return info.world_size < _ROLES or info.local_ranks == (rank,) or own_gpus
     return settings.colocate == "true"
 
 
@@ -203,6 +133,12 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
         workers = tuple(
             WorkerPlan(name, rank, number, memory) for (name, rank), number in zip(names, threads, strict=True)
         )
+        gpus = gpus_in_use(resources.gpus, len(shape.hosts), settings)
+        shares = divide(gpus, names, info.rank, settings, info.node)
+        workers = tuple(
+            replace(worker, gpus=share.gpus, environ=share.environ)
+            for worker, share in zip(workers, shares, strict=True)
+        )
         each = "asked for" if settings.sources["threads_per_worker"] != "default" else "the workers' CPUs / workers"
         limit = "asked for" if settings.memory_per_worker is not None else "the workers' memory / workers"
         figures |= {
@@ -211,6 +147,7 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
             "workers_per_node": Figure(count, reason),
             "threads_per_worker": Figure(min(threads), each),
             "memory_per_worker": Figure(memory, limit),
+            **gpu_figures(gpus or resources.gpus, shares, settings),
         }
     return Plan(info.mode, role, info.rank, info.world_size, info.node, workers, figures)
 
@@ -246,7 +183,7 @@ def _count(
     """How many workers this node runs, and why."""
     node, slots = info.node, info.slots
     cpus, hosts = resources.cpus.value, len(shape.hosts)
-    asked = settings.workers_per_node
+    asked, gpus = settings.workers_per_node, gpus_in_use(resources.gpus, len(shape.hosts), settings)
     if asked is not None:
         if asked > cpus and settings.threads_per_worker is None:
             raise PlanError(
@@ -254,7 +191,7 @@ def _count(
                 "Lower workers_per_node or ask for more CPUs (srun --cpus-per-task)."
             )
         return asked, settings.sources["workers_per_node"]
-    fits: list[tuple[int, str]] = []
+    fits = [] if gpus is None else [workers_for(gpus, hosts, cpus, settings, node)]
     if settings.threads_per_worker is not None:
         room = cpus - _head_cpus(shape, cpus, hosts)
         per_rank = resources.cpus_per_rank.value // settings.threads_per_worker

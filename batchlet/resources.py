@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .environments.base import OVERSUBSCRIBED, Figure, Grant
+from .gpus import Gpus
+from .nvidia import read_gpus
 
 __all__ = ["HostFacts", "NodeResources", "cgroup_cpus", "cgroup_memory", "node_resources", "read_host"]
 
@@ -35,6 +37,8 @@ class HostFacts:
         The least limit of the cgroups around this process, in bytes.
     cgroup_cpus : Figure of float, optional
         The least CPU quota of the cgroups around this process, in CPUs.
+    gpus : Gpus, optional
+        The host's GPUs, where it has any that its driver tells of.
     """
 
     cpus: int
@@ -42,6 +46,7 @@ class HostFacts:
     memory: int
     cgroup_memory: Figure[int] | None = None
     cgroup_cpus: Figure[float] | None = None
+    gpus: Gpus | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,14 @@ class NodeResources:
         CPUs that a single rank may run on: `cpus`, or less where the launcher has bound each rank to CPUs of its own.
     memory : Figure of int
         Bytes.
+    gpus : Gpus, optional
+        GPUs of the node, or of a single rank.
     """
 
     cpus: Figure[int]
     cpus_per_rank: Figure[int]
     memory: Figure[int]
+    gpus: Gpus | None = None
 
 
 def read_host(proc: Path = Path("/proc")) -> HostFacts:
@@ -68,7 +76,7 @@ def read_host(proc: Path = Path("/proc")) -> HostFacts:
     cpus = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return HostFacts(cpus, affinity, memory, cgroup_memory(proc), cgroup_cpus(proc))
+    return HostFacts(cpus, affinity, memory, cgroup_memory(proc), cgroup_cpus(proc), read_gpus(proc))
 
 
 def node_resources(grant: Grant, host: HostFacts, controller_memory: Figure[int] | None = None) -> NodeResources:
@@ -97,7 +105,8 @@ def node_resources(grant: Grant, host: HostFacts, controller_memory: Figure[int]
         whole = Figure(host.memory, "the host's memory")
         part = Figure(int(host.memory * share), f"the host's memory x {cpus.value}/{host.cpus} CPUs")
         limits.append(whole if share == 1 else part)
-    return NodeResources(cpus, cpus_per_rank, min(limits, key=lambda figure: figure.value))
+    gpus = host.gpus if grant.gpus is None else grant.gpus
+    return NodeResources(cpus, cpus_per_rank, min(limits, key=lambda figure: figure.value), gpus)
 
 
 def _within_quota(granted: Figure[int], host: HostFacts) -> Figure[int]:

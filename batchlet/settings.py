@@ -80,8 +80,8 @@ def _security(value: object) -> object:
 
 #: Options that mean nothing unless jobs are submitted.
 OF_JOBS = (
-    "jobs", "nodes_per_job", "cores", "memory", "memory_per_thread", "walltime", "max_restarts", "max_pending", "job_lifetime",
-    "retire_before", "setup_script_commands", "job_options",
+    "jobs", "nodes_per_job", "cores", "gpus", "memory", "memory_per_thread", "walltime", "max_restarts", "max_pending",
+    "job_lifetime", "retire_before", "setup_script_commands", "job_options",
 )  # fmt: skip
 #: Options that mean nothing where jobs are submitted.
 OF_RUNS = ("time_limit", "stop_before", "requeue", "max_attempts")
@@ -115,6 +115,13 @@ class Settings:
     )
     memory_headroom_frac: float = _option(
         headroom, 0.0, "part of each node's memory that Batchlet leaves alone, 0 to below 1"
+    )
+    gpus_per_worker: int | None = _option(
+        count_or_none, None, "GPUs of each worker, of which there is one for each GPU by default; 0 leaves GPUs alone"
+    )
+    workers_per_gpu: int = _option(count, 1, "workers that share a GPU")
+    gpu_peers: bool = _option(
+        flag, True, "whether a worker sees, behind its own GPUs, the others that were granted on its node"
     )
     colocate: str = _option(
         _auto_or_flag,
@@ -198,6 +205,9 @@ class Settings:
     jobs: int = _option(count_or_none, 0, "jobs to submit at the start")
     nodes_per_job: int = _option(count, 1, "nodes of each submitted job")
     cores: int | None = _option(count, None, "CPUs of each node of a submitted job")
+    gpus: int | None = _option(
+        count, None, "GPUs of each node of a submitted job (default: as many as gpus_per_worker needs)"
+    )
     memory: int | None = _option(size_of_memory, None, "memory of each node of a submitted job: bytes, or 8GiB")
     memory_per_thread: int | None = _option(
         size_of_memory, None, "memory for each CPU of a submitted job, instead of memory"

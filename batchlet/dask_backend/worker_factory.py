@@ -21,7 +21,7 @@ from ..errors import SettingsError
 from ..network import LOOPBACK, in_url
 from ..plan import WorkerPlan
 from ..settings import Settings
-from . import rank_preload
+from . import gpu_workers, rank_preload
 from .logs import DASK_LOG_LEVEL, logging_is_the_users
 from .worker_logs import VARIABLE, told
 from .workers import DISKS, RankContext, Site
@@ -85,6 +85,7 @@ def worker_spec(
         **(context.options(given) if context is not None else {}),
         "config": config,
     }
+    gpu_workers.give_gpus(options, plan, given)
     if cls is None or issubclass(cls, (Worker, Nanny)):
         # Others may not take it; they have it where the rank has something to set (see `RankContext`).
         options |= rank_preload.preload(given)
@@ -94,10 +95,12 @@ def worker_spec(
         return Nanny, options if cls is None else {**options, "worker_class": cls}
     if issubclass(cls, Nanny):
         return cls, options
-    return _for_another(cls, options, set(given))
+    return _for_another(cls, options, set(given), plan)
 
 
-def _for_another(cls: type, options: dict[str, Any], wanted: set[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _for_another(
+    cls: type, options: dict[str, Any], wanted: set[str], plan: WorkerPlan
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Do without what a class of another kind does not take, or settles itself for the Nannies that it makes."""
     parameters = inspect.signature(cls).parameters.values()
     named = {parameter.name for parameter in parameters}
@@ -116,9 +119,14 @@ def _for_another(cls: type, options: dict[str, Any], wanted: set[str]) -> tuple[
         if name not in ours and (name in named or takes_all or name in wanted)
     }
 
+    if cls.__module__.partition(".")[0] == "dask_cuda":
+        gpu_workers.for_dask_cuda(passed)
+
     def make(address: str, **keywords: Any) -> Any:
-        with dask.config.set(config):
-            return _Server(cls(address, **keywords))
+        with dask.config.set(config), gpu_workers.only_own_visible(plan):
+            server = cls(address, **keywords)
+        gpu_workers.show_peers(server, plan)
+        return _Server(server)
 
     return make, passed
 

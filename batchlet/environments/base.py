@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from ..errors import LauncherError
+from ..gpus import GPU_VARIABLES, NO_GPUS, Gpus, granted
 from ..launch_variables import whole_number
 from ..launchers.base import Launcher
 
@@ -16,6 +18,9 @@ __all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "e
 
 # Ends the source of a number of CPUs that is a number of ranks: the user asked for more ranks than there are CPUs.
 OVERSUBSCRIBED = "(oversubscribed)"
+
+# Variables of batch systems in whose jobs a GPU that no variable names is somebody else's.
+_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID", "FLUX_JOB_ID", "_CONDOR_SCRATCH_DIR")
 
 Number = TypeVar("Number", int, float)
 
@@ -62,6 +67,8 @@ class ProcessInfo:
         Clients on this node that are not one of its ranks.
     slots : int, optional
         Tasks that the user asked for on this node, where the launch has fewer ranks than that.
+    gpus_by_rank : bool
+        Whether each rank, those of the scheduler and the client too, has GPUs that no other one can use.
     """
 
     mode: str
@@ -75,6 +82,7 @@ class ProcessInfo:
     client_rank: int | None = 1
     extra_clients: int = 0
     slots: int | None = None
+    gpus_by_rank: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,13 @@ class Grant:
         CPUs of this node, for all the ranks on it together.
     memory : Figure of int, optional
         Bytes of this node, for all the ranks on it together.
+    gpus : Gpus, optional
+        GPUs of this node, or of this rank. Where the launcher says nothing, nobody else uses the host's.
     """
 
     cpus: Figure[int] | None = None
     memory: Figure[int] | None = None
+    gpus: Gpus | None = None
 
 
 class Environment(ABC):
@@ -117,10 +128,7 @@ class Environment(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
-    gpu_variables: ClassVar[tuple[str, ...]] = (
-        "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
-        "ZE_AFFINITY_MASK",
-    )  # fmt: skip
+    gpu_variables: ClassVar[tuple[str, ...]] = (*GPU_VARIABLES, "NVIDIA_VISIBLE_DEVICES")
     rendezvous: ClassVar[tuple[str, ...]] = ("file",)
     knows_layout: ClassVar[bool] = True
     ends_all: ClassVar[bool] = False
@@ -149,9 +157,23 @@ class Environment(ABC):
             If a variable is malformed.
         """
 
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """Read which GPUs this process may use; `None` where no variable says so and no job has the host to itself."""
+        found = granted(environ, amd=_only_amd())
+        return NO_GPUS if found is None and any(environ.get(name) for name in _JOBS) else found
+
+    def identity(self, environ: Mapping[str, str]) -> ProcessInfo:
+        """Read who this process is, and whether its GPUs are its own."""
+        gpus = self.gpus(environ)
+        return replace(self.process(environ), gpus_by_rank=bool(gpus is not None and gpus.bound))
+
+    def granted(self, environ: Mapping[str, str]) -> Grant:
+        """Read what this node may use, GPUs included."""
+        return replace(self.grant(environ), gpus=self.gpus(environ))
+
     def nodes(self, environ: Mapping[str, str]) -> list[tuple[ProcessInfo, Grant]]:
         """Give what can be known from here of the run's nodes, each as its first rank would see it: for `--plan`."""
-        return [(self.process(environ), self.grant(environ))]
+        return [(self.identity(environ), self.granted(environ))]
 
     def expected_nodes(self, environ: Mapping[str, str]) -> Mapping[int, str]:  # noqa: ARG002
         """Say on which node each rank should be, as far as the launcher tells; for messages about ranks that are missing."""
@@ -197,6 +219,11 @@ class Environment(ABC):
     def task_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Give the environment for the user's code: the rank's own, without what was meant for Batchlet."""
         return environ
+
+
+def _only_amd() -> bool:
+    """Whether this host has AMD's GPUs, and none of NVIDIA's."""
+    return Path("/dev/kfd").exists() and not Path("/dev/nvidiactl").exists()
 
 
 def read_int(environ: Mapping[str, str], *names: str, least: int = 0) -> int:

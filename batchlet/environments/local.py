@@ -6,8 +6,10 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
+from ..gpus import Gpus
 from ..launch_variables import SLURM_CPUS_ON_NODE, SLURM_JOB_ID
 from .base import Figure, Grant, ProcessInfo
 from .batch_jobs import job_grant
@@ -49,7 +51,18 @@ class Local(WithinSlurm):
         tasks = len(step.process(environ).local_ranks) if step.detect(environ) else 1
         if tasks == 1:
             return grant
-        return Grant(*(figure and _part(figure, tasks) for figure in (grant.cpus, grant.memory)))
+        return Grant(grant.cpus and _part(grant.cpus, tasks), grant.memory and _part(grant.memory, tasks))
+
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """See the base class; inside a job step this task's share of what all its tasks see."""
+        found, step = super().gpus(environ), SlurmStep()
+        if found is None or not found.devices or step.detect(environ) is None:
+            return found
+        if found.bound is False:
+            info = step.process(environ)
+            count, tasks, turn = len(found.devices), len(info.local_ranks), info.local_ranks.index(info.rank)
+            found = found.part(range(count * turn // tasks, count * (turn + 1) // tasks))
+        return replace(found, bound=False, on_node=None)
 
 
 def _part(whole: Figure[int], parts: int) -> Figure[int]:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..errors import LauncherError
+from ..gpus import NO_GPUS, Gpus
 from ..launch_variables import (
     SLURM_CLUSTER_NAME,
     SLURM_CPUS_ON_NODE,
     SLURM_DISTRIBUTION,
     SLURM_GPUS_ON_NODE,
-    SLURM_GPUS_PER_TASK,
     SLURM_GTIDS,
     SLURM_JOB_CPUS_PER_NODE,
     SLURM_JOB_FIGURES,
@@ -46,7 +46,6 @@ from ..launch_variables import (
     SLURM_SUBMIT_HOST,
     SLURM_TASKS_PER_NODE,
     SLURM_TMPDIR,
-    SLURM_TRES_PER_TASK,
     SLURMD_NODENAME,
     STEP_CLIENT_NODE,
     STEP_PREFIX,
@@ -57,6 +56,7 @@ from ..launchers.base import Launcher
 from ..launchers.srun import Srun
 from ..settings import parse_bytes
 from .base import Environment, Figure, Grant, ProcessInfo, expand_counts, read_int, read_ints
+from .slurm_gpus import gpus_of_nodes, gpus_per_task, of_task
 
 __all__ = ["SlurmAllocation", "SlurmAllocationStep", "SlurmStep", "WithinSlurm", "node_memory", "slots"]
 
@@ -91,8 +91,13 @@ class WithinSlurm(Environment):
 
     def binds_gpus_by_task(self, environ: Mapping[str, str]) -> bool:
         """See the base class; Slurm does so by the task's cgroup."""
-        asked = [name + environ[name] for name in (SLURM_GPUS_PER_TASK, SLURM_TRES_PER_TASK) if name in environ]
-        return any("gpu" in text.lower() for text in asked)
+        gpus = self.gpus(environ)
+        return gpus_per_task(environ) > 0 or bool(gpus is not None and gpus.bound)
+
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """See the base class, and `batchlet.environments.slurm_gpus`."""
+        found = super().gpus(environ)
+        return found if found is None or SLURM_JOB_ID not in environ else of_task(found, environ)
 
 
 class _Slurm(WithinSlurm):
@@ -271,6 +276,18 @@ class SlurmAllocation(_Slurm):
             return Grant()
         return Grant(Figure(counts[0], SLURM_JOB_CPUS_PER_NODE), node_memory(environ, counts[0]))
 
+    def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
+        """See the base class; whatever the job's own tasks were to have, one rank has all of its node."""
+        found = super().gpus(environ)
+        return found if found is None else replace(found, bound=False, source=next(iter(found.named), ""))
+
+    def _gpus_of_nodes(self, environ: Mapping[str, str]) -> dict[str, Gpus]:
+        """Ask the controller which GPUs the job has on each node; no variable tells of other nodes than this one."""
+        job = environ.get(SLURM_JOB_ID, "")
+        text = _scontrol("--detail", "--oneliner", "show", "job", job) if job.isdigit() else ""
+        found = gpus_of_nodes(text, f"scontrol show job {job}")
+        return {name: gpus for nodes, gpus in found.items() for name in _host_names(nodes)}
+
     def launcher(self, environ: Mapping[str, str]) -> Launcher:  # noqa: ARG002
         """See the base class."""
         return Srun()
@@ -281,6 +298,7 @@ class SlurmAllocation(_Slurm):
         if SLURM_JOB_CPUS_PER_NODE not in environ:
             return [(client, self.grant(environ))]
         names = _host_names(environ.get(SLURM_JOB_NODELIST, ""))
+        known, here = self._gpus_of_nodes(environ), self.gpus(environ)
         return [
             (
                 replace(
@@ -292,7 +310,13 @@ class SlurmAllocation(_Slurm):
                     extra_clients=client.extra_clients if rank == 0 else 0,
                     slots=slots(environ, rank),
                 ),
-                Grant(Figure(cpus, SLURM_JOB_CPUS_PER_NODE), node_memory(environ, cpus)),
+                Grant(
+                    Figure(cpus, SLURM_JOB_CPUS_PER_NODE),
+                    node_memory(environ, cpus),
+                    here
+                    if rank == 0 and client.extra_clients
+                    else known.get(names[rank] if rank < len(names) else "", NO_GPUS),
+                ),
             )
             for rank, cpus in enumerate(expand_counts(environ, SLURM_JOB_CPUS_PER_NODE))
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -117,6 +117,7 @@ def resolve(given: Mapping[str, Any]) -> JobOptions:
     own = system.directives(
         size.cores, size.memory, said, **{name: value for name, value in chosen.items() if value is not None}
     )
+    own = (*own, *_for_gpus(system, size, said))
     skip = _several(job.pop("job_directives_skip", None), of_site("job-directives-skip"))
     prefix: tuple[str, ...] = ()
     if size.nodes > 1:
@@ -168,6 +169,19 @@ def _node(settings: Settings, of_site: Any, section: str) -> tuple[Figure[int], 
             f"(BATCHLET_DASK_CLUSTER__MEMORY, or jobqueue.{section}.memory in Dask's configuration)."
         )
     return Figure(cores, source), Figure(memory, memory_source)
+
+
+def _for_gpus(system: BatchSystem, size: JobSize, said: Sequence[str]) -> tuple[str, ...]:
+    """Directives for the GPUs of a job, unless the user's own speak of GPUs."""
+    if not size.gpus or any("gpu" in text.lower() for text in said):
+        return ()
+    directives = system.gpus(size.gpus)
+    if directives is None:
+        raise SettingsError(
+            f"A job is to have {size.gpus} GPUs on each node, but each site has its own way to ask {system.title} for them: "
+            "name it in job_extra_directives (or resource_spec)."
+        )
+    return directives
 
 
 def _closed(options: Mapping[str, Any] | None) -> dict[str, Any]:

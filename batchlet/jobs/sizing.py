@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..environments import Figure, ProcessInfo
+from ..errors import PlanError
+from ..gpu_shares import divide, gpus_in_use
+from ..gpus import numbered
 from ..plan import WorkerPlan, make_plan, processes_of
 from ..resources import NodeResources
 from ..settings import Settings, describe_bytes
@@ -32,6 +36,8 @@ class JobSize:
         Threads of each worker of a node.
     limit : int
         Bytes that each worker may use.
+    gpus : int
+        GPUs of each node.
     """
 
     nodes: int
@@ -39,6 +45,7 @@ class JobSize:
     memory: int
     threads: tuple[int, ...]
     limit: int
+    gpus: int = 0
 
     @property
     def workers_per_node(self) -> int:
@@ -79,18 +86,22 @@ def size_of_job(settings: Settings, cores: Figure[int], memory: Figure[int]) -> 
         mode="jobs", rank=_RANK, world_size=_RANK + 1, node="(each of a job)", nodes=settings.nodes_per_job,
         local_ranks=(_RANK,), run_id="", slots=processes_of(cores.value),
     )  # fmt: skip
-    workers = make_plan(info, NodeResources(cores, cores, memory), settings).workers
+    # Numbers only; which ones they are is known on the node.
+    gpus = numbered([str(number) for number in range(settings.gpus)], "gpus=") if settings.gpus else None
+    workers = make_plan(info, NodeResources(cores, cores, memory, gpus), settings).workers
+    asked = settings.gpus or len(workers) * (settings.gpus_per_worker or 0)
     return JobSize(
         settings.nodes_per_job,
         cores.value,
         memory.value,
         tuple(worker.threads for worker in workers),
         workers[0].memory,
+        asked,
     )
 
 
 def fit(
-    names: Sequence[str], threads: Sequence[int], limit: int, granted: NodeResources, headroom: float
+    names: Sequence[str], threads: Sequence[int], limit: int, granted: NodeResources, settings: Settings
 ) -> tuple[tuple[WorkerPlan, ...], str | None]:
     """Have the workers of a node keep to what their job was granted there, which may be less than was asked for.
 
@@ -104,8 +115,8 @@ def fit(
         Bytes that each may use.
     granted : NodeResources
         What this node of the job has.
-    headroom : float
-        Part of the memory that is to be left alone.
+    settings : Settings
+        What the user asked for.
 
     Returns
     -------
@@ -113,6 +124,11 @@ def fit(
         The workers.
     difference : str or None
         What was granted less than was asked for.
+
+    Raises
+    ------
+    PlanError
+        If it was granted fewer GPUs than its workers are to have.
     """
     count, differences = len(names), []
     cpus = min(granted.cpus.value, granted.cpus_per_rank.value)
@@ -120,7 +136,7 @@ def fit(
         source = min(granted.cpus, granted.cpus_per_rank, key=lambda figure: figure.value).source
         differences.append(f"{cpus} CPUs instead of {sum(threads)} ({source})")
         threads = [max(1, cpus // count + (number < cpus % count)) for number in range(count)]
-    share = int(granted.memory.value * (1 - headroom)) // count
+    share = int(granted.memory.value * (1 - settings.memory_headroom_frac)) // count
     if share < limit:
         if share < limit * (1 - _ROUNDING):
             had = describe_bytes(granted.memory.value)
@@ -129,5 +145,16 @@ def fit(
                 f"{describe_bytes(limit)}"
             )
         limit = share
-    plans = tuple(WorkerPlan(name, 0, number, limit) for name, number in zip(names, threads, strict=True))
+    gpus = gpus_in_use(granted.gpus, 1, settings)
+    if gpus is None and settings.gpus_per_worker:
+        raise PlanError(
+            f"gpus_per_worker={settings.gpus_per_worker}, but no variable names a GPU that the job was granted on this node. "
+            "Ask for them in job_extra_directives (--gres=gpu:N)."
+        )
+    gpus = gpus and replace(gpus, bound=False)
+    shares = divide(gpus, [(name, 0) for name in names], 0, settings, socket.gethostname())
+    plans = tuple(
+        WorkerPlan(name, 0, number, limit, part.gpus, part.environ)
+        for name, number, part in zip(names, threads, shares, strict=True)
+    )
     return plans, " and ".join(differences) or None

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..launch_variables import (
     SLURM_DISTRIBUTION,
+    SLURM_GPUS_PER_TASK,
     SLURM_JOB_FIGURES,
     SLURM_NTASKS,
     SLURM_TRES_PER_TASK,
@@ -21,6 +22,8 @@ __all__ = ["Srun"]
 _OPTIONS = frozenset((
     *SLURM_JOB_FIGURES, SLURM_NTASKS, "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE",
     "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_GPU", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", SLURM_TRES_PER_TASK,
+    # The step has all the GPUs of the job: one rank of it is on each node.
+    SLURM_GPUS_PER_TASK, "SLURM_GPUS_PER_SOCKET", "SLURM_GPU_BIND",
     SLURM_DISTRIBUTION, "SLURM_CPU_BIND", "SLURM_EXCLUSIVE", "SLURM_EXACT", "SLURM_OVERCOMMIT", "SLURM_MPI_TYPE",
     # The record comes through the step's output, and the orders through its input: neither may go anywhere else.
     "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SRUN_INPUT", "SRUN_OUTPUT", "SLURM_LABELIO",

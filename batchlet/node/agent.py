@@ -172,6 +172,7 @@ class _Agent:
         self._ranks = ranks = LocalRanks(
             self._rank,
             shared=self._orders["listens"],
+            why_own=self._orders["own"],
             told=self._told,
             on_signal=self.signalled,
             on_empty=self._over.set,

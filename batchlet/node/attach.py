@@ -19,7 +19,7 @@ What a rank and the agent say to each other after the rank's first message:
 ==================  ====================================================================================
 from the rank       ``signalled 15``: this rank got a signal that is meant for the client
 from the agent      ``accepted``, with a file descriptor (`batchlet.node.handover`); or ``own``: this rank needs an agent of
-                    its own
+                    its own; ``own gpus``: because it sees other GPUs
 from the agent      ``end 0``: end with that exit code; ``last 0``: the same, once the agent has ended; ``ending 0``: the run
                     is over, and the same holds if the agent should die before it says so
 ==================  ====================================================================================
@@ -185,6 +185,8 @@ class AgentConnection:
         self._socket: _socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._accepted = False
+        # Why this rank has an agent of its own.
+        self._own = ""
         self._stranger: list[int | None] | None = None
         # What the agent has handed over, the exit code if it dies now and the run is over, and whether it has died once before.
         self._handover: int | None = None
@@ -223,7 +225,7 @@ class AgentConnection:
             finally:
                 ended = self._let_go()
             if answer == "own":
-                self._name = None
+                self._name, self._own = None, code
             elif not answer and self._take_over_if_left(ended):
                 words, tries = dict(self._of_rank()), _TRIES
             elif answer in ("end", "last") or self._accepted:
@@ -258,7 +260,7 @@ class AgentConnection:
         before, record, other = self._of_rank, orders.get("record"), orders.get("other_name")
         self._of_rank = lambda: {**before(), **({"record": record} if record else {}), "saw": how}
         self._of_launch = launch_of(orders)
-        self._name = orders["name"]
+        self._name, self._own = orders["name"], orders.get("own", "")
         self._other_name = (lambda: other) if other else None
         self._deadline = time.monotonic() + orders["patience"] + PATIENCE
         self._accepted, self._once_more = False, record is not None
@@ -345,7 +347,9 @@ class AgentConnection:
         from .wait import AGENT_SOCKET, become_shell, may_become_shell
 
         assert self._socket is not None
-        ours = {"name": self._name, "listens": self._name is not None, "stranger": self._stranger, "record": record}
+        ours = {
+            "name": self._name, "listens": self._name is not None, "stranger": self._stranger, "own": self._own, "record": record
+        }  # fmt: skip
         if self._becomes_shell and len(message) < _ROOM and may_become_shell():
             orders = encode(self._of_launch(socket=AGENT_SOCKET, **ours))
             self._socket.sendall(message)

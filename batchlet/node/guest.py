@@ -84,7 +84,7 @@ def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
         If this process cannot take part.
     """
     environment = environments.detected(os.environ)
-    info = environment.process(os.environ)
+    info = environment.identity(os.environ)
     guests: list[_Guest] = []
 
     def signalled(number: int, _: object) -> None:
@@ -319,7 +319,7 @@ class _Guest:
     def _plan(self, settings: Settings) -> tuple[WorkerPlan, ...]:
         """Plan this task's workers; asks the launcher's controller for the memory where nothing else tells."""
         environment, host = self._environment, read_host()
-        grant, asked = environment.grant(os.environ), None
+        grant, asked = environment.granted(os.environ), None
         if grant.memory is None and host.cgroup_memory is None:
             asked = environment.ask(os.environ).get(self._info.node)
         return plan_guest(self._info, node_resources(grant, host, asked), settings)

@@ -236,10 +236,8 @@ class _JobAgent:
             options, config = inputs.unpack_options(words)
             self._settings = settings = Settings.resolve(options, {})
             self._ways, self._others = words["ways"], words["others"]
-            granted = node_resources(self._environment.grant(os.environ), read_host())
-            plans, difference = fit(
-                words["names"], words["threads"], words["limit"], granted, settings.memory_headroom_frac
-            )
+            granted = node_resources(self._environment.granted(os.environ), read_host())
+            plans, difference = fit(words["names"], words["threads"], words["limit"], granted, settings)
             if config is not None:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])

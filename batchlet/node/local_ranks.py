@@ -20,6 +20,7 @@ from ..rendezvous.base import CoordinatorRecord
 from ..resources import cgroup_memory, read_host
 from . import inputs
 from .agent_socket import user_of_peer
+from .gpu_views import OWN_GPUS, GpuViews
 from .handover import Handover
 from .local_rank import LocalRank
 from .rank import Facts, Rank
@@ -66,6 +67,8 @@ class LocalRanks:
         The rank that has started the agent.
     shared : bool
         Whether other ranks may attach too.
+    why_own : str
+        Why not, if not.
     told : list of CoordinatorRecord
         Takes the coordinator's record, where ranks bring it.
     on_signal : callable
@@ -81,6 +84,7 @@ class LocalRanks:
         rank: Rank,
         *,
         shared: bool,
+        why_own: str,
         told: list[CoordinatorRecord],
         on_signal: Callable[[int, str], None],
         on_empty: Callable[[], None],
@@ -92,6 +96,8 @@ class LocalRanks:
         self._on_signal = on_signal
         self._on_empty = on_empty
         self._handover = handover
+        self._gpu_views = GpuViews(None if shared else why_own)
+        self._gpu_views.add(rank.info.rank, rank.environ)
         self._rules = SharingRules(rank.environment, cgroup_memory())
         self._host = read_host()
         self._present: dict[str, LocalRank] = {}
@@ -153,7 +159,7 @@ class LocalRanks:
                 return
             local_rank = self._accept(words, writer)
             if local_rank is None:
-                writer.write(b"own\n")
+                writer.write(f"own {OWN_GPUS if self._gpu_views.differ else ''}\n".encode())
                 return
             while line := await reader.readline():
                 self._on_signal(int(line.split()[1]), local_rank.name)
@@ -176,6 +182,7 @@ class LocalRanks:
         except EndError:
             # The agent of its own that it gets will say so.
             return None
+        self._gpu_views.add(rank.info.rank, words["environ"])
         if rank.info.rank != ours.info.rank and not self._rules.may_host_workers_of(words):
             return None
         local_rank = LocalRank(words, rank, tuple(words["cpus"]), writer)
@@ -239,7 +246,7 @@ class LocalRanks:
         connection = self._joined.result()
         try:
             local_rank.rank = _identify(local_rank.words, block.rank)
-            plan = self._plan(local_rank, block.facts)
+            plan = self._plan(local_rank, block.facts, await self._gpu_views.own(local_rank.rank))
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
@@ -274,10 +281,10 @@ class LocalRanks:
                 failure = error if isinstance(error, EndError) else processes.start_failure("worker", error)
                 connection.send(ReportFailure.of(failure))
 
-    def _plan(self, local_rank: LocalRank, facts: Facts) -> Plan:
+    def _plan(self, local_rank: LocalRank, facts: Facts, own_gpus: bool | None) -> Plan:
         """Plan the workers of a rank, on the CPUs that it is bound to."""
         rank = local_rank.rank
-        plan = rank.plan(facts, replace(self._host, affinity=len(local_rank.cpus) or self._host.affinity))
+        plan = rank.plan(facts, replace(self._host, affinity=len(local_rank.cpus) or self._host.affinity), own_gpus)
         open_files.for_workers(len(plan.workers if self._shared else plan.hosted), rank.info.node)
         return plan
 

@@ -75,7 +75,7 @@ class Rank:
             If a launcher's variable is missing or malformed.
         """
         environment, reason = select(settings.mode, environ)
-        rank = cls(settings, environment, reason, environment.process(environ), environ, began)
+        rank = cls(settings, environment, reason, environment.identity(environ), environ, began)
         return rank if layout is None else rank.placed(*layout)
 
     def placed(self, local_ranks: Sequence[int], nodes: int) -> Rank:
@@ -118,7 +118,7 @@ class Rank:
         """About how many workers will come, on all nodes together."""
         return max(self.info.world_size, self.info.nodes * (self.settings.workers_per_node or 0))
 
-    def plan(self, facts: Facts | None = None, host: HostFacts | None = None) -> Plan:
+    def plan(self, facts: Facts | None = None, host: HostFacts | None = None, own_gpus: bool | None = None) -> Plan:
         """Plan this node.
 
         Parameters
@@ -127,6 +127,8 @@ class Rank:
             What rank 0 knows.
         host : HostFacts, optional
             What can be seen of the host, if that is known already.
+        own_gpus : bool, optional
+            Whether this rank's GPUs are its own, where the launcher does not tell and that has been found out.
 
         Raises
         ------
@@ -135,7 +137,9 @@ class Rank:
         """
         known = (facts or {}).get(self.info.node)
         figure = Figure(int(known[0]), str(known[1])) if known else None
-        grant = self.environment.grant(self.environ)
+        grant = self.environment.granted(self.environ)
+        if own_gpus is not None and grant.gpus is not None:
+            grant = replace(grant, gpus=replace(grant.gpus, bound=own_gpus))
         return make_plan(self.info, node_resources(grant, host or read_host(), figure), self.settings)
 
     def reachable_host(self) -> str:

@@ -67,14 +67,34 @@ def slurm_conf(cluster: SlurmCluster) -> str:
         "SchedulerType": "sched/backfill",
         "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
     }
-    nodes = f"NodeName={cluster.node_prefix}{numbers} NodeAddr=198.18.{cluster.instance}.{numbers}"
+    if cluster.gpus:
+        settings["GresTypes"] = "gpu"
     lines = [f"{key}={value}" for key, value in settings.items()]
-    lines.append(f"{nodes} {topology} RealMemory={cluster.memory_mib} State=UNKNOWN")
+    rest = f"{topology} RealMemory={cluster.memory_mib} State=UNKNOWN"
+    if cluster.gpus:
+        # Each node has GPUs of its own.
+        for number, (name, gpus) in enumerate(zip(cluster.node_names, cluster.gpus, strict=True), 1):
+            kind, count, _ = gpus.split(":")
+            gres = f"Gres=gpu:{kind}:{count} " if int(count) else ""
+            lines.append(f"NodeName={name} NodeAddr=198.18.{cluster.instance}.{number} {gres}{rest}")
+    else:
+        lines.append(f"NodeName={cluster.node_prefix}{numbers} NodeAddr=198.18.{cluster.instance}.{numbers} {rest}")
     lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF")
     lines.append("PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=REQUEUE")
     lines.append("PartitionName=cheap Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL")
     lines.append("PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=OFF PriorityTier=10")
     lines.extend(cluster.extra_conf.splitlines())
+    return "\n".join(lines) + "\n"
+
+
+def gres_conf(cluster: SlurmCluster) -> str:
+    """Write gres.conf: GPUs that are device files made for the purpose, which nothing drives."""
+    lines = ["AutoDetect=off"]
+    for name, gpus in zip(cluster.node_names, cluster.gpus, strict=True):
+        kind, count, flags = gpus.split(":")
+        if int(count):
+            files = f"{cluster.devices}/{kind}-[0-{int(count) - 1}]"
+            lines.append(f"NodeName={name} Name=gpu Type={kind} File={files}" + (f" Flags={flags}" if flags else ""))
     return "\n".join(lines) + "\n"
 
 
@@ -90,6 +110,6 @@ def cgroup_conf(cluster: SlurmCluster) -> str:
         "ConstrainSwapSpace": yes(cluster.memory_enforced and cluster.cgroups.has_swap),
         "AllowedSwapSpace": 0,
         "ConstrainCores": yes(cluster.task_plugin == "affinity"),
-        "ConstrainDevices": "no",
+        "ConstrainDevices": yes(cluster.devices_constrained),
     }
     return "".join(f"{key}={value}\n" for key, value in settings.items())

@@ -33,14 +33,16 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster_cgroups import Cgroups
 from cluster_commands import DAEMON_PATH, ClusterError, last_line, make_directory, run, wait, write
-from cluster_config import TASK_PLUGINS, cgroup_conf, slurm_conf
+from cluster_config import TASK_PLUGINS, cgroup_conf, gres_conf, slurm_conf
 from cluster_network import NODE_ANCHOR, PROBE, SWITCH_ANCHOR, anchor, connect
 from cluster_processes import MARKER, locked, processes_of
 
@@ -75,6 +77,11 @@ class SlurmCluster:
         bound to CPUs.
     kill_wait
         Slurm's ``KillWait``: seconds between SIGTERM and SIGKILL at a time limit or ``scancel``.
+    gpus
+        The GPUs of each node, as ``"kind:count:flags"``, the flags those of ``gres.conf``: which variables Slurm sets; without
+        any it sets all that it knows. Nobody has GPUs by default.
+    devices_constrained
+        ``ConstrainDevices``: a task can open its own GPUs only, and their numbers begin at 0 for each.
     extra_conf
         Further lines for ``slurm.conf``.
     up_timeout
@@ -103,6 +110,8 @@ class SlurmCluster:
         *,
         task_plugin: str = "cgroup",
         kill_wait: int = 30,
+        gpus: Sequence[str] = (),
+        devices_constrained: bool = False,
         extra_conf: str = "",
         up_timeout: float = 15.0,
     ) -> None:
@@ -122,6 +131,8 @@ class SlurmCluster:
         self.memory_mib = memory_mib
         self.task_plugin = task_plugin
         self.kill_wait = kill_wait
+        self.gpus = tuple(gpus)
+        self.devices_constrained = devices_constrained
         self.extra_conf = extra_conf
         self.up_timeout = up_timeout
 
@@ -143,6 +154,7 @@ class SlurmCluster:
         self.conf_path = self.state_dir / "etc" / "slurm.conf"
         self.log_dir = self.state_dir / "log"
         self.munge_dir = self.state_dir / "munge"
+        self.devices = self.state_dir / "devices"
         self._secret = self.state_dir / "secret"
         self._ready = self.state_dir / "ready"
         self.log_paths = {
@@ -302,6 +314,15 @@ class SlurmCluster:
         write(self._hosts, "".join(f"{address} {name}\n" for name, address in names.items()))
         write(self.conf_path, slurm_conf(self))
         write(self.conf_path.with_name("cgroup.conf"), cgroup_conf(self))
+        if self.gpus:
+            write(self.conf_path.with_name("gres.conf"), gres_conf(self))
+            make_directory(self.devices, 0o755)
+            for kind, count in {(gpus.split(":")[0], int(gpus.split(":")[1])) for gpus in self.gpus}:
+                for number in range(count):
+                    device = self.devices / f"{kind}-{number}"
+                    if not device.exists():
+                        # NVIDIA's major number: nothing else is forbidden with them.
+                        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(195, number))
 
     def _daemon(self, *command: str) -> None:
         """Run a command that puts itself into the background."""

@@ -34,7 +34,7 @@ ROOMS = (
     (
         "",
         (
-            ("commands", "entry_points", "launch_variables", "values"),
+            ("commands", "entry_points", "gpus", "launch_variables", "values"),
             ("errors", "versions"),
             ("open_files",),
             ("timeline",),
@@ -46,7 +46,7 @@ ROOMS = (
     (
         "environments",
         (
-            ("environments.base",),
+            ("environments.base", "environments.slurm_gpus"),
             ("environments.slurm", "environments.batch_jobs", "environments.allocation_end"),
             ("environments.slurm_job",),
             ("environments.slurm_successor",),
@@ -54,7 +54,16 @@ ROOMS = (
             ("environments",),
         ),
     ),
-    ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
+    (
+        "",
+        (
+            ("nvidia",),
+            ("resources", "planned", "gpu_shares"),
+            ("plan", "walltime"),
+            ("network",),
+            ("security",),
+        ),
+    ),
     (
         "rendezvous",
         (
@@ -132,7 +141,7 @@ ROOMS = (
             ("node.again",),
             ("node.rank",),
             ("node.join",),
-            ("node.resolve",),
+            ("node.resolve", "node.gpu_views"),
         ),
     ),
     (
@@ -156,7 +165,7 @@ ROOMS = (
             ("dask_backend.log_tap",),
             ("dask_backend.worker_logs",),
             ("dask_backend.scratch", "dask_backend.tls", "dask_backend.dashboard", "dask_backend.rank_preload"),
-            ("dask_backend.worker_process",),
+            ("dask_backend.worker_process", "dask_backend.gpu_workers"),
             ("dask_backend.fork_server", "dask_backend.tuning"),
             ("dask_backend.scheduler_figures",),
             ("dask_backend.scheduler",),

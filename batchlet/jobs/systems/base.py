@@ -271,6 +271,10 @@ class BatchSystem(ABC):
         """
         return ()
 
+    def gpus(self, count: int) -> tuple[str, ...] | None:  # noqa: ARG002
+        """Give the directives by which a job gets so many GPUs on each node; `None` where each site has its own."""
+        return None
+
 
 def listed(text: str) -> list[dict[str, Any]]:
     """Read a list of objects in JSON; empty where the text is none, or one that was cut off."""

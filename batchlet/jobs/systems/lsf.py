@@ -76,6 +76,10 @@ class Lsf(BatchSystem):
         ended = ("is not found", "No unfinished job found", "No job found")
         return code != 0 and bool(lines) and all(any(words in line for words in ended) for line in lines)
 
+    def gpus(self, count: int) -> tuple[str, ...]:
+        """See the base class; on one host, and LSF counts the GPUs of a host."""
+        return (f'-gpu "num={count}"',)
+
     def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """See the base class."""
         return ["bkill", *in_order(job_ids)]

@@ -131,6 +131,10 @@ class Slurm(BatchSystem):
         """See the base class: from 1 GiB on, dask-jobqueue asks for the next whole number of GiB."""
         return {"job_mem": f"{math.ceil(memory / _MIB)}M"} if memory > _GIB and memory % _GIB else {}
 
+    def gpus(self, count: int) -> tuple[str, ...]:
+        """See the base class."""
+        return (f"--gres=gpu:{count}",)
+
     def array(self, count: int) -> Array:
         """See the base class."""
         return Array((f"--array=0-{count - 1}",), "SLURM_ARRAY_TASK_ID", range(count))

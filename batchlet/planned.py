@@ -1,0 +1,97 @@
+"""What a plan is: what a process will do, the workers of its node, and every figure with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from .environments.base import Figure
+from .settings import describe_bytes
+
+__all__ = ["Plan", "WorkerPlan"]
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One Dask worker.
+
+    Parameters
+    ----------
+    name : int or str
+        Dask's name for it: the rank for the first worker of a rank (as under SLURMRunner), then "2-1", "2-2".
+    rank : int
+        The rank that hosts it.
+    threads : int
+        Its threads.
+    memory : int
+        Its memory limit in bytes.
+    gpus : tuple of str
+        The GPUs that it is to use, as `environ` names them; "of rank 3" where only that rank can see which ones they are.
+    environ : mapping of str to str
+        Variables of its own: which GPUs it sees, its own ones first.
+    """
+
+    name: int | str
+    rank: int
+    threads: int
+    memory: int
+    gpus: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this process will do, and what its node will run.
+
+    Parameters
+    ----------
+    mode, role : str
+        Which launcher, and what this rank is: "scheduler", "client", "worker", or "local" for all in one.
+    rank, world_size : int
+        This process's number and how many there are.
+    node : str
+        Name of this node.
+    workers : tuple of WorkerPlan
+        The workers of this node, on whichever of its ranks.
+    figures : mapping of str to Figure
+        Every figure that the plan rests on, with its source. Memory is in bytes.
+    """
+
+    mode: str
+    role: str
+    rank: int
+    world_size: int
+    node: str
+    workers: tuple[WorkerPlan, ...]
+    figures: Mapping[str, Figure[int] | Figure[float]] = field(default_factory=dict)
+
+    @property
+    def hosted(self) -> tuple[WorkerPlan, ...]:
+        """The workers that this rank hosts."""
+        return tuple(worker for worker in self.workers if worker.rank == self.rank)
+
+    def __str__(self) -> str:
+        return f"{self.mode}, rank {self.rank} of {self.world_size}, {self.role}\n{self.node_text()}"
+
+    def node_text(self) -> str:
+        """Describe this node: its figures with their sources, and its workers."""
+        lines = [f"node {self.node}"]
+        for name, figure in self.figures.items():
+            value = describe_bytes(figure.value) if "memory" in name and "frac" not in name else f"{figure.value:g}"
+            lines.append(f"  {name:<20} {value:>10}  {figure.source}")
+        lines += [
+            f"  worker {worker.name!s:<13} {worker.threads} thread{'s' if worker.threads > 1 else ''}, "
+            f"{describe_bytes(worker.memory)}{_gpus(worker)}, rank {worker.rank}"
+            for worker in self.workers
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """Give the plan as plain dicts, lists, numbers and texts; memory in bytes."""
+        return asdict(self)
+
+
+def _gpus(worker: WorkerPlan) -> str:
+    if not worker.gpus:
+        return ""
+    return f", GPU{'s' if len(worker.gpus) > 1 else ''} {' '.join(worker.gpus)}"

@@ -1,0 +1,170 @@
+"""GPUs on a real Slurm, which sets the variables and forbids what was not granted; the devices are files without a driver."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cluster_slurm import SlurmCluster
+from conftest import a_cluster
+from run_helpers import WORKLOADS, BatchJob, Place, Result, json_line
+
+pytestmark = pytest.mark.slurm
+
+GPUS = WORKLOADS / "gpus.py"
+# A node like most, where Slurm sets all the variables that it knows; one with fewer; one of AMD's; one without any.
+NODES = ("a100:4:", "a100:2:", "mi250:2:amd_gpu_env", "none:0:")
+CUDA, ROCR = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+MIG = "MIG-41b3359c-e721-56e5-8009-12e5797ed514,MIG-65b79fff-6d3c-5490-a288-b31ec705f310"
+
+
+@pytest.fixture(scope="module", params=["free", "constrained"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
+    """A cluster whose nodes have GPUs; "constrained" is ``ConstrainDevices``."""
+    with a_cluster(gpus=NODES, devices_constrained=request.param == "constrained") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def constrained(cluster: SlurmCluster) -> bool:
+    return cluster.devices_constrained
+
+
+def found(result: Result) -> dict[str, Any]:
+    assert result.rc == 0, str(result)
+    assert all(line.startswith("batchlet: ") for line in result.errors), str(result)
+    return json.loads(json_line(result.stdout))
+
+
+def run(place: Place, cluster: SlurmCluster, args: str, *, set_: str = "", **options: object) -> Result:
+    """Run under srun; ``-w 1,2`` are the nodes."""
+    args = re.sub(r"-w([\d,]+)", lambda match: "-w" + re.sub(r"(?=\d)", cluster.node_prefix, match[1]), args)
+    prefix = ["env", *set_.split()] if set_ else []
+    return place.run(
+        "srun", *args.split(), *prefix, "python", str(GPUS), str(cluster.devices), json.dumps(options), timeout=120
+    )
+
+
+# The launch, variables set by hand, options, and the devices that come first in the worker's variable, by worker.
+SHAPES = {
+    "gres, two worker ranks": ("-N1 -n4 -w1 --gres=gpu:4", "", {}, {"2": "0", "2-1": "1", "3": "2", "3-1": "3"}),
+    "more GPUs than ranks": ("-N1 -n3 -c2 -w1 --gres=gpu:4", "", {"gpus_per_worker": 2}, {"2": "0,1", "2-1": "2,3"}),
+    "fewer GPUs than ranks": (
+        "-N1 -n6 -w1 --gres=gpu:2",
+        "",
+        {"workers_per_gpu": 2},
+        {"2": "0", "3": "0", "4": "1", "5": "1"},
+    ),
+    "per node, ranks uneven": (
+        "-N2 -n5 -c2 -w1,2 --gpus-per-node=2",
+        "",
+        {},
+        {"2": "0", "3": "1", "4": "0", "4-1": "1"},
+    ),
+    "nodes uneven": (
+        "-N2 -n5 -c2 -w1,2 --gpus=6",
+        "",
+        {},
+        {"2": "0", "2-1": "1", "3": "2", "3-1": "3", "4": "0", "4-1": "1"},
+    ),
+    "part of a node": ("-N1 -n4 -w1 --gres=gpu:2", "", {"gpu_peers": False}, {"2": "0", "3": "1"}),
+    "none": ("-N1 -n3 -w1", "", {}, {"2": ""}),
+    "left alone": ("-N1 -n3 -w1 --gres=gpu:2", "", {"gpus_per_worker": 0}, {"2": ""}),
+    "MIG": ("-N1 -n4 -w1 --gres=gpu:2", f"{CUDA}={MIG}", {}, {"2": MIG.split(",")[0], "3": MIG.split(",")[1]}),
+    # Slurm knows nothing of these.
+    "set by hand": ("-N1 -n4 -w4", f"{CUDA}=5,7", {}, {"2": "5", "3": "7"}),
+    "AMD": ("-N1 -n4 -w3 --gres=gpu:2", "", {}, {"2": "0", "3": "1"}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_gpu_of_a_step_is_one_workers(place: Place, cluster: SlurmCluster, constrained: bool, shape: str) -> None:
+    """Of GPUs that all ranks of a node see, each is the first one of one worker, which Dask knows by its resource."""
+    if constrained and shape not in ("nodes uneven", "part of a node"):
+        pytest.skip("the same as without ConstrainDevices")
+    args, variables, options, expected = SHAPES[shape]
+    workers = found(run(place, cluster, args, set_=variables, **options))
+    assert workers.keys() == expected.keys()
+    variable = ROCR if shape == "AMD" else CUDA
+    seen_on: dict[str, set[str]] = {}
+    for name, worker in workers.items():
+        own = expected[name].split(",") if expected[name] else []
+        visible = worker["variables"].get(variable, "").split(",")
+        assert visible[: len(own)] == own
+        assert worker["resources"] == ({"GPU": len(own)} if own else {})
+        seen_on.setdefault(worker["node"], set()).add(" ".join(sorted(visible)))
+        if not options.get("gpu_peers", True):
+            assert visible == own
+        elif own:
+            assert len(visible) == len(set(visible))
+    if options.get("gpu_peers", True):
+        # In whatever order, all workers of a node see the same.
+        assert {len(seen) for seen in seen_on.values()} == {1}
+    if shape == "none":
+        assert all(worker["variables"] == {} for worker in workers.values())
+    if shape == "left alone":
+        assert seen_on == {f"{cluster.node_prefix}1": {"0 1"}}
+
+
+@pytest.mark.parametrize("args", ["--gpus-per-task=1", "--gres=gpu:4 --gpu-bind=single:1"])
+def test_a_gpu_that_slurm_gives_to_a_rank_is_its_workers(
+    place: Place, cluster: SlurmCluster, constrained: bool, args: str
+) -> None:
+    """Each rank, those of the scheduler and the client too, has a worker for the GPU that it was given."""
+    workers = found(run(place, cluster, f"-N1 -n4 -w1 {args}"))
+    assert {name: worker["rank"] for name, worker in workers.items()} == {str(rank): rank for rank in range(4)}
+    visible = {name: worker["variables"][CUDA] for name, worker in workers.items()}
+    if not constrained:
+        assert sorted(visible.values()) == ["0", "1", "2", "3"]
+        return
+    # Each calls its own 0; which one that is, the kernel tells.
+    assert set(visible.values()) == {"0"}
+    opens = [[device for device in worker["opens"] if device.startswith("a100")] for worker in workers.values()]
+    assert sorted(opens) == [[f"a100-{number}"] for number in range(4)]
+
+
+def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(
+    place: Place, cluster: SlurmCluster, constrained: bool
+) -> None:
+    """In a batch script with two nodes the plan names, with its source, what each worker then sees first."""
+    if constrained:
+        pytest.skip("the same as without ConstrainDevices")
+    nodes = f"{cluster.node_prefix}1,{cluster.node_prefix}2"
+    script = f"python -m batchlet --plan --json\npython {GPUS} {cluster.devices} '{{}}'\n"
+    args = ("-N2", "-n2", "-c4", f"-w{nodes}", "--gpus-per-task=2")
+    job = BatchJob(place, *args, script=f"#!/bin/sh\n{script}").wait(120)
+    assert job.rc == 0, job.output
+    plan = json.loads(job.output[job.output.index("{") : job.output.index("\n}\n") + 2])
+    assert [node["figures"]["gpus"]["value"] for node in plan["nodes"]] == [2, 2]
+    sources = [node["figures"]["gpus"]["source"].rstrip("0123456789 ") for node in plan["nodes"]]
+    assert sources == [CUDA, "scontrol show job"]
+    planned = {(node["node"], str(w["name"])): w["environ"][CUDA] for node in plan["nodes"] for w in node["workers"]}
+    seen = json.loads(json_line(job.output))
+    assert {(worker["node"], name): worker["variables"][CUDA] for name, worker in seen.items()} == planned
+    assert sorted(planned.values()) == ["0,1", "0,1", "1,0", "1,0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "words"),
+    [
+        ("-N1 -n5 -w1 --gres=gpu:2", [], "3 worker ranks on node {node} have 2 GPUs (CUDA_VISIBLE_DEVICES), 2 of them"),
+        ("-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
+        ("-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which has 1."),
+        ("-N1 -n3 -c2 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
+    ],
+)  # fmt: skip
+def test_more_workers_than_gpus_are_refused(
+    place: Place, cluster: SlurmCluster, constrained: bool, args: str, options: list[str], words: str
+) -> None:
+    """One sentence before anything starts, from the plan as from the run: what was found, what was needed, what to type."""
+    if constrained and "single" not in args:
+        pytest.skip("the same as without ConstrainDevices")
+    command = ["srun", *args.replace("-w1", f"-w{cluster.node_prefix}1").split(), "python", "-m", "batchlet", *options]
+    for rest in (["--plan"], ["-c", "print(1)"]):
+        result = place.run(*command, *rest)
+        assert (result.rc, result.stdout) == (2, ""), str(result)
+        assert len(result.errors) == 1, str(result)
+        assert words.format(node=f"{cluster.node_prefix}1", cuda=CUDA) in result.errors[0], str(result)
