@@ -23,6 +23,7 @@ from .environments.base import Figure, ProcessInfo
 from .errors import PlanError
 from .resources import NodeResources
 from .settings import LEAST_WORKER_MEMORY, Settings, describe_bytes
+from .topology import describe_cpus
 
 __all__ = [
     "CLIENT",
@@ -60,12 +61,15 @@ class WorkerPlan:
         Its threads.
     memory : int
         Its memory limit in bytes.
+    cpus : tuple of int
+        The CPUs that it is bound to; empty if it runs wherever its rank may.
     """
 
     name: int | str
     rank: int
     threads: int
     memory: int
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Plan:
         lines += [
             f"  worker {worker.name!s:<13} {worker.threads} thread{'s' if worker.threads > 1 else ''}, "
             f"{describe_bytes(worker.memory)}, rank {worker.rank}"
+            + (f", CPUs {describe_cpus(worker.cpus)}" if worker.cpus else "")
             for worker in self.workers
         ]
         return "\n".join(lines)

@@ -35,6 +35,8 @@ class HostFacts:
         The least limit of the cgroups around this process, in bytes.
     cgroup_cpus : Figure of float, optional
         The least CPU quota of the cgroups around this process, in CPUs.
+    mask : tuple of int
+        Which CPUs this process may run on, ascending; empty where the system does not tell.
     """
 
     cpus: int
@@ -42,6 +44,7 @@ class HostFacts:
     memory: int
     cgroup_memory: Figure[int] | None = None
     cgroup_cpus: Figure[float] | None = None
+    mask: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class NodeResources:
 def read_host(proc: Path = Path("/proc")) -> HostFacts:
     """Look at the host. Reads a few small files; a file that is missing is a source that says nothing."""
     cpus = os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus
+    mask = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return HostFacts(cpus, affinity, memory, cgroup_memory(proc), cgroup_cpus(proc))
+    return HostFacts(cpus, len(mask) or cpus, memory, cgroup_memory(proc), cgroup_cpus(proc), mask)
 
 
 def node_resources(grant: Grant, host: HostFacts, controller_memory: Figure[int] | None = None) -> NodeResources:

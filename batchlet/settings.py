@@ -125,6 +125,12 @@ class Settings:
         True,
         "whether one process of each node hosts the workers of all its ranks; ranks with GPUs or limits of their own never do",
     )
+    bind: str = _option(
+        _auto_or_flag,
+        "auto",
+        "whether each of the workers that share a node is bound to whole cores of one NUMA domain: auto (where a job has CPUs "
+        "of several), true or false",
+    )
     min_workers: int | float | None = _option(
         quorum, None, "go on with this many workers (or this fraction: 0.9) if not all are there at the deadline"
     )

@@ -53,7 +53,7 @@ ROOMS = (
             ("environments",),
         ),
     ),
-    ("", (("resources",), ("plan", "walltime"), ("network",), ("security",))),
+    ("", (("resources", "topology"), ("plan", "walltime"), ("binding",), ("network",), ("security",))),
     (
         "rendezvous",
         (("rendezvous.base",), ("rendezvous.file", "rendezvous.mpi", "rendezvous.pipe"), ("rendezvous",)),
