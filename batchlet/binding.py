@@ -111,13 +111,13 @@ def _place(
     attempts = [
         found
         for choose in (max, min)
-        if (found := _fill([list(domain) for domain in domains], needs, reserve, near, choose, whole=whole)) is not None
+        if (found := _fill(domains, needs, reserve, near, choose, whole=whole)) is not None
     ]
     return min(attempts, key=lambda found: (found.spread, found.far), default=None)
 
 
 def _fill(
-    left: list[list[tuple[int, ...]]],
+    domains: tuple[Domain, ...],
     needs: tuple[int, ...],
     reserve: int,
     near: tuple[frozenset[int], ...],
@@ -126,37 +126,38 @@ def _fill(
     whole: bool,
 ) -> Binding | None:
     cpus: list[tuple[int, ...]] = [()] * len(needs)
+    numbers = range(len(domains))
+    # What is left of each domain, the next unit last, and how many CPUs that is.
+    left = [list(reversed(domain)) for domain in domains]
+    room = [sum(map(len, domain)) for domain in domains]
     close = [
-        {number for number, units in enumerate(left) if any(not wished.isdisjoint(unit) for unit in units)}
+        {number for number in numbers if any(not wished.isdisjoint(unit) for unit in domains[number])}
         for wished in near
     ]
     torn, far = [], 0
 
-    def room(number: int) -> int:
-        return sum(map(len, left[number]))
-
     def take(number: int, need: int) -> tuple[int, ...]:
-        taken: tuple[int, ...] = ()
+        taken: list[int] = []
         while len(taken) < need and left[number]:
-            taken += left[number].pop(0)
-        return taken
+            taken += left[number].pop()
+        room[number] -= len(taken)
+        return tuple(taken)
 
     for index in sorted(range(len(needs)), key=lambda index: -needs[index]):
-        fitting = [number for number in range(len(left)) if room(number) >= needs[index]]
+        fitting = [number for number in numbers if room[number] >= needs[index]]
         wanted = close[index] if index < len(close) else set()
         if not fitting:
             torn.append(index)
             continue
         far += bool(wanted) and wanted.isdisjoint(fitting)
-        cpus[index] = take(
-            choose([number for number in fitting if number in wanted] or fitting, key=room), needs[index]
-        )
+        home = choose([number for number in fitting if number in wanted] or fitting, key=room.__getitem__)
+        cpus[index] = take(home, needs[index])
     for index in torn:
-        for number in sorted(range(len(left)), key=room, reverse=True):
+        for number in sorted(numbers, key=room.__getitem__, reverse=True):
             cpus[index] += take(number, needs[index] - len(cpus[index]))
         if len(cpus[index]) < needs[index]:
             return None
-    if sum(map(room, range(len(left)))) < reserve:
+    if sum(room) < reserve:
         return None
     return Binding(tuple(tuple(sorted(own)) for own in cpus), whole, len(torn), far)
 

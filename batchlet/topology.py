@@ -44,7 +44,7 @@ def read_domains(cpus: tuple[int, ...], root: Path = _SYSTEM) -> tuple[tuple[int
         numbers = sorted(int(name[4:]) for name in os.listdir(root / "node") if re.fullmatch(r"node\d+", name))  # noqa: PTH208
         for number in numbers:
             # A domain may have memory alone: it has no CPUs then.
-            found = parse_cpus((root / "node" / f"node{number}" / "cpulist").read_text())
+            found = parse_cpus(_read(f"{root}/node/node{number}/cpulist"))
             domains.append(tuple(sorted(wanted.intersection(found))))
     except (OSError, ValueError):
         return ()
@@ -88,9 +88,18 @@ def _cores(cpus: tuple[int, ...], root: Path) -> Domain:
 
 def _siblings(cpu: int, root: Path) -> tuple[int, ...]:
     try:
-        return parse_cpus((root / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
+        return parse_cpus(_read(f"{root}/cpu/cpu{cpu}/topology/thread_siblings_list"))
     except (OSError, ValueError):
         return ()
+
+
+def _read(file: str) -> str:
+    """Read a file of at most a page, hundreds of which are read in a row."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096).decode()
+    finally:
+        os.close(descriptor)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
