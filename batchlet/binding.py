@@ -26,7 +26,7 @@ __all__ = ["Binding", "bind", "bind_plan", "bind_workers"]
 #: What the plan calls the number of workers that are bound; its source says how, or why not.
 FIGURE = "bound_workers"
 
-_KEPT = "the binding that the launcher has made is kept: "
+_KEPT = "the launcher's binding is kept: "
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ def test_where_there_is_nothing_to_gain_nothing_is_bound_or_said(monkeypatch, tm
         # Another job may have the others: no cpuset keeps this one to its own.
         (made_host(2, 4), {"cpus": 4}, "4 CPUs are granted (SLURM_CPUS_ON_NODE), but which of the 8 "),
         # Each rank is bound to some of the node's CPUs, of both domains: nobody knows to which the ranks beside it are.
-        (made_host(2, 4), {"mask": (3, 4), "cpus": 8}, "the binding that the launcher has made is kept: CPU affinity"),
+        (made_host(2, 4), {"mask": (3, 4), "cpus": 8}, "the launcher's binding is kept: CPU affinity"),
         # As a test cluster on a small machine has it.
         (made_host(2, 1), {"cpus": 8, "workers_per_node": 4}, "8 threads share 2 CPUs"),
         (made_host(2, 4), {"mode": "local", "grant_is_known": False}, "left to the kernel outside of jobs, unless bind=True"),
