@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from . import entry_points
+from . import entry_points, protocols
 from .errors import SettingsError
 from .values import (
     LEAST_WORKER_MEMORY,
@@ -175,7 +175,7 @@ class Settings:
     interface: str | None = _option(
         filled_text, None, "network interface to use, such as ib0 (default: the node's own name)"
     )
-    protocol: str | None = _option(filled_text, None, "Dask's protocol, such as tcp")
+    protocol: str | None = _option(filled_text, None, "Dask's protocol, such as tcp, or ucx for InfiniBand and NVLink")
     local_directory: str | None = _option(
         filled_text,
         None,
@@ -261,12 +261,11 @@ class Settings:
                 "security= is a Security object that does not require encryption, which would leave the run open to everybody. "
                 f"Say so with security=False ({PREFIX}SECURITY=false), make it with require_encryption=True, or leave it out."
             )
-        if settings.security is not False and settings.protocol not in (None, "tls", "tls://"):
-            shown = _shown("protocol", settings.protocol, sources["protocol"])
-            raise SettingsError(
-                f"{shown} does not encrypt, but security is on. Add security=False ({PREFIX}SECURITY=false) if nobody "
-                "else uses the network and the nodes, or leave the protocol out."
-            )
+        if settings.protocol is not None:
+            secure = settings.security is not False
+            problem = protocols.problem_with(settings.protocol, secure=secure, variable=f"{PREFIX}SECURITY")
+            if problem is not None:
+                raise SettingsError(f"{_shown('protocol', settings.protocol, sources['protocol'])} {problem}")
         return settings
 
     @property

@@ -13,6 +13,7 @@ from ..errors import EndError
 from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
+from ..protocols import in_the_clear
 from ..settings import Settings
 from .backend import Backend, StartInfo
 
@@ -41,6 +42,7 @@ def announce(backend: Backend, start: StartInfo) -> None:
         dashboard=link,
         tunnel=tunnel,
         secure=rank.settings.security is not False,
+        in_the_clear=in_the_clear(rank.settings.protocol, secure=rank.settings.security is not False),
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
     )
     if rank.settings.join and start.run_id is not None:

@@ -36,7 +36,7 @@ ROOMS = (
         (
             ("launch_variables", "entry_points", "values"),
             ("errors", "versions"),
-            ("open_files",),
+            ("open_files", "protocols"),
             ("timeline",),
             ("settings", "program"),
             ("report",),
