@@ -280,7 +280,7 @@ def _announce(job: JobOptions, link: str, *, secure: bool) -> None:
         f"{job.system.name}: each job {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
         f"{report.count(size.workers_per_node, 'worker')} x {report.count(size.threads[0], 'thread')} x "
         f"{describe_bytes(size.limit)}"
-        + ("" if secure else report.security_off(in_the_clear(job.settings.protocol, secure=secure)))
+        + ("" if secure else report.security_off(clear))
         + (f", {place}" if link else "")
     )
 
