@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .binding import bind_plan
 from .client.default_client import default_client
 from .client.refusal import refuse_alone
 from .client.session import Session
@@ -117,18 +118,16 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         controller_memory = environment.ask(os.environ) if first and unknown else {}
         # What can be seen of this host says nothing about another one, whose memory the controller has told.
         elsewhere = replace(host, memory=_ANY, cpus=_ANY, affinity=_ANY)
-        plans = [
-            make_plan(
-                node,
-                node_resources(
-                    grant,
-                    elsewhere if node.node in controller_memory and node.node != info.node else host,
-                    controller_memory.get(node.node),
-                ),
-                settings,
+        plans = []
+        for node, grant in nodes:
+            seen = elsewhere if node.node in controller_memory and node.node != info.node else host
+            resources = node_resources(grant, seen, controller_memory.get(node.node))
+            plan = make_plan(node, resources, settings)
+            plans.append(
+                bind_plan(plan, resources, host, settings, in_job=grant.cpus is not None)
+                if node.node == info.node
+                else plan
             )
-            for node, grant in nodes
-        ]
         # Each node as text and as data, by its first rank.
         shown = {min(info.local_ranks, default=0): [(plan.node_text(), plan.to_dict()) for plan in plans]}
         end = end_of_run(find_allocation_end(os.environ) if first else None, settings.time_limit, now)

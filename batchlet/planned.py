@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from .environments.base import Figure
 from .settings import describe_bytes
+from .topology import describe_cpus
 
 __all__ = ["Plan", "WorkerPlan"]
 
@@ -27,6 +28,8 @@ class WorkerPlan:
         Its memory limit in bytes.
     gpus : tuple of str
         The GPUs that it is to use, as `environ` names them; "of rank 3" where only that rank can see which ones they are.
+    cpus : tuple of int
+        The CPUs that it is bound to; empty if it runs wherever its rank may.
     environ : mapping of str to str
         Variables of its own: which GPUs it sees, its own ones first.
     """
@@ -36,6 +39,7 @@ class WorkerPlan:
     threads: int
     memory: int
     gpus: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -82,6 +86,7 @@ class Plan:
         lines += [
             f"  worker {worker.name!s:<13} {worker.threads} thread{'s' if worker.threads > 1 else ''}, "
             f"{describe_bytes(worker.memory)}{_gpus(worker)}, rank {worker.rank}"
+            + (f", CPUs {describe_cpus(worker.cpus)}" if worker.cpus else "")
             for worker in self.workers
         ]
         return "\n".join(lines)

@@ -39,6 +39,8 @@ class HostFacts:
         The least CPU quota of the cgroups around this process, in CPUs.
     gpus : Gpus, optional
         The host's GPUs, where it has any that its driver tells of.
+    mask : tuple of int
+        Which CPUs this process may run on, ascending; empty where the system does not tell.
     """
 
     cpus: int
@@ -47,6 +49,7 @@ class HostFacts:
     cgroup_memory: Figure[int] | None = None
     cgroup_cpus: Figure[float] | None = None
     gpus: Gpus | None = None
+    mask: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class NodeResources:
 def read_host(proc: Path = Path("/proc")) -> HostFacts:
     """Look at the host. Reads a few small files; a file that is missing is a source that says nothing."""
     cpus = os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus
+    mask = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return HostFacts(cpus, affinity, memory, cgroup_memory(proc), cgroup_cpus(proc), read_gpus(proc))
+    return HostFacts(cpus, len(mask) or cpus, memory, cgroup_memory(proc), cgroup_cpus(proc), read_gpus(proc), mask)
 
 
 def node_resources(grant: Grant, host: HostFacts, controller_memory: Figure[int] | None = None) -> NodeResources:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from . import entry_points
+from . import entry_points, protocols
 from .errors import SettingsError
 from .values import (
     LEAST_WORKER_MEMORY,
@@ -133,6 +133,12 @@ class Settings:
         True,
         "whether one process of each node hosts the workers of all its ranks; ranks with GPUs or limits of their own never do",
     )
+    bind: str = _option(
+        _auto_or_flag,
+        "auto",
+        "whether each of the workers that share a node is bound to whole cores of one NUMA domain: auto (where a job has CPUs "
+        "of several), true or false",
+    )
     min_workers: int | float | None = _option(
         quorum, None, "go on with this many workers (or this fraction: 0.9) if not all are there at the deadline"
     )
@@ -191,7 +197,7 @@ class Settings:
     interface: str | None = _option(
         filled_text, None, "network interface to use, such as ib0 (default: the node's own name)"
     )
-    protocol: str | None = _option(filled_text, None, "Dask's protocol, such as tcp")
+    protocol: str | None = _option(filled_text, None, "Dask's protocol, such as tcp, or ucx for InfiniBand and NVLink")
     local_directory: str | None = _option(
         filled_text,
         None,
@@ -280,12 +286,11 @@ class Settings:
                 "security= is a Security object that does not require encryption, which would leave the run open to everybody. "
                 f"Say so with security=False ({PREFIX}SECURITY=false), make it with require_encryption=True, or leave it out."
             )
-        if settings.security is not False and settings.protocol not in (None, "tls", "tls://"):
-            shown = _shown("protocol", settings.protocol, sources["protocol"])
-            raise SettingsError(
-                f"{shown} does not encrypt, but security is on. Add security=False ({PREFIX}SECURITY=false) if nobody "
-                "else uses the network and the nodes, or leave the protocol out."
-            )
+        if settings.protocol is not None:
+            secure = settings.security is not False
+            problem = protocols.problem_with(settings.protocol, secure=secure, variable=f"{PREFIX}SECURITY")
+            if problem is not None:
+                raise SettingsError(f"{_shown('protocol', settings.protocol, sources['protocol'])} {problem}")
         return settings
 
     def path(self, name: str) -> str | None:

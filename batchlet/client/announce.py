@@ -16,6 +16,7 @@ from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
 from ..plan import LOCAL
+from ..protocols import in_the_clear
 from ..settings import Settings, describe_bytes
 from .backend import Backend, StartInfo
 
@@ -48,6 +49,7 @@ def announce(backend: Backend, start: StartInfo) -> None:
         dashboard=link,
         tunnel=tunnel,
         secure=rank.settings.security is not False,
+        in_the_clear=in_the_clear(rank.settings.protocol, secure=rank.settings.security is not False),
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
     )
     if start.run_id is None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import dask.config
 from . import worker_logs
 from .compat.figures import count_traffic
 
-__all__ = ["UPLOADS", "VARIABLE", "dask_setup", "dask_teardown", "preload"]
+__all__ = ["UPLOADS", "VARIABLE", "bind", "dask_setup", "dask_teardown", "preload"]
 
 VARIABLE = "BATCHLET_RANK_PLACE"
 #: Where the worker's Nanny puts what is uploaded for it (Dask's ``UploadDirectory``).
@@ -34,6 +34,25 @@ def preload(given: Mapping[str, Any]) -> dict[str, Any]:
         arguments = [arguments] * len(modules)
     arguments = list(arguments) or [[] for _ in modules]
     return {"preload": [__name__, *modules], "preload_argv": [[], *arguments]}
+
+
+def bind(options: dict[str, Any], given: Mapping[str, Any], cpus: Sequence[int]) -> None:
+    """Have a worker run on CPUs of its own, and not on all those of its rank.
+
+    Parameters
+    ----------
+    options : dict of str to object
+        The Nanny's keyword arguments.
+    given : mapping of str to object
+        Those that the user has given.
+    cpus : sequence of int
+        The CPUs; none leaves it where its rank is.
+    """
+    if cpus:
+        env = options.get("env") or {}
+        place = {**json.loads(env.get(VARIABLE, "{}")), "cpus": list(cpus)}
+        options["env"] = {**env, VARIABLE: json.dumps(place)}
+        options |= preload(given)
 
 
 def dask_setup(worker: Any) -> None:

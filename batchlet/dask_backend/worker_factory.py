@@ -85,6 +85,7 @@ def worker_spec(
         **(context.options(given) if context is not None else {}),
         "config": config,
     }
+    rank_preload.bind(options, given, plan.cpus)
     gpu_workers.give_gpus(options, plan, given)
     if cls is None or issubclass(cls, (Worker, Nanny)):
         # Others may not take it; they have it where the rank has something to set (see `RankContext`).

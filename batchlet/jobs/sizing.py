@@ -154,7 +154,7 @@ def fit(
     gpus = gpus and replace(gpus, bound=False)
     shares = divide(gpus, [(name, 0) for name in names], 0, settings, socket.gethostname())
     plans = tuple(
-        WorkerPlan(name, 0, number, limit, part.gpus, part.environ)
+        WorkerPlan(name, 0, number, limit, part.gpus, environ=part.environ)
         for name, number, part in zip(names, threads, shares, strict=True)
     )
     return plans, " and ".join(differences) or None

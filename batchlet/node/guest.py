@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import environments, open_files, report
+from ..binding import bind_plan
 from ..control.connection import Connection
 from ..control.guests import GUEST
 from ..control.messages import (
@@ -40,7 +41,7 @@ from ..errors import ClusterLostError, EndError, UsageError
 from ..network import reachable_host
 from ..plan import WorkerPlan, make_plan, processes_of
 from ..rendezvous import CoordinatorRecord
-from ..resources import NodeResources, node_resources, read_host
+from ..resources import HostFacts, NodeResources, node_resources, read_host
 from ..run_report.log_lines import for_report
 from ..settings import Settings, describe_bytes
 from ..versions import versions
@@ -109,7 +110,9 @@ def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
         return asyncio.run(guests[0].run())
 
 
-def plan_guest(info: ProcessInfo, resources: NodeResources, settings: Settings) -> tuple[WorkerPlan, ...]:
+def plan_guest(
+    info: ProcessInfo, resources: NodeResources, settings: Settings, host: HostFacts
+) -> tuple[WorkerPlan, ...]:
     """Plan the workers of one task of a job that joins a run: none of its tasks is the scheduler or the client.
 
     Parameters
@@ -120,6 +123,8 @@ def plan_guest(info: ProcessInfo, resources: NodeResources, settings: Settings) 
         What the job was granted on this node.
     settings : Settings
         What the run's user asked for.
+    host : HostFacts
+        What the task can see of the node.
 
     Raises
     ------
@@ -136,7 +141,7 @@ def plan_guest(info: ProcessInfo, resources: NodeResources, settings: Settings) 
         extra_clients=0,
         slots=processes_of(min(resources.cpus.value, resources.cpus_per_rank.value)) if alone else info.slots,
     )
-    hosted = make_plan(shifted, resources, settings).hosted
+    hosted = bind_plan(make_plan(shifted, resources, settings), resources, host, settings).hosted
     return tuple(
         replace(worker, name=f"{info.run_id}-{info.rank}-{number}", rank=info.rank)
         for number, worker in enumerate(hosted)
@@ -322,7 +327,7 @@ class _Guest:
         grant, asked = environment.granted(os.environ), None
         if grant.memory is None and host.cgroup_memory is None:
             asked = environment.ask(os.environ).get(self._info.node)
-        return plan_guest(self._info, node_resources(grant, host, asked), settings)
+        return plan_guest(self._info, node_resources(grant, host, asked), settings, host)
 
     def _say(self, plans: Sequence[WorkerPlan]) -> None:
         if self._said or not self._speaks or not plans:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import environments, open_files, report
+from ..binding import bind_workers
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
@@ -236,8 +237,10 @@ class _JobAgent:
             options, config = inputs.unpack_options(words)
             self._settings = settings = Settings.resolve(options, {})
             self._ways, self._others = words["ways"], words["others"]
-            granted = node_resources(self._environment.granted(os.environ), read_host())
+            seen = read_host()
+            granted = node_resources(self._environment.granted(os.environ), seen)
             plans, difference = fit(words["names"], words["threads"], words["limit"], granted, settings)
+            plans, _ = bind_workers(plans, granted, seen, settings)
             if config is not None:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])

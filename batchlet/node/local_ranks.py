@@ -284,7 +284,9 @@ class LocalRanks:
     def _plan(self, local_rank: LocalRank, facts: Facts, own_gpus: bool | None) -> Plan:
         """Plan the workers of a rank, on the CPUs that it is bound to."""
         rank = local_rank.rank
-        plan = rank.plan(facts, replace(self._host, affinity=len(local_rank.cpus) or self._host.affinity), own_gpus)
+        mask = local_rank.cpus or self._host.mask
+        host = replace(self._host, affinity=len(mask) or self._host.affinity, mask=mask)
+        plan = rank.plan(facts, host, own_gpus)
         open_files.for_workers(len(plan.workers if self._shared else plan.hosted), rank.info.node)
         return plan
 

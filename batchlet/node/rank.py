@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..binding import bind_plan
 from ..environments import Environment, Figure, ProcessInfo, select
 from ..errors import BatchletError, EndError
 from ..network import reachable_host
@@ -137,10 +138,12 @@ class Rank:
         """
         known = (facts or {}).get(self.info.node)
         figure = Figure(int(known[0]), str(known[1])) if known else None
-        grant = self.environment.granted(self.environ)
+        grant, host = self.environment.granted(self.environ), host or read_host()
         if own_gpus is not None and grant.gpus is not None:
             grant = replace(grant, gpus=replace(grant.gpus, bound=own_gpus))
-        return make_plan(self.info, node_resources(grant, host or read_host(), figure), self.settings)
+        resources = node_resources(grant, host, figure)
+        plan = make_plan(self.info, resources, self.settings)
+        return bind_plan(plan, resources, host, self.settings, in_job=grant.cpus is not None)
 
     def reachable_host(self) -> str:
         """Address of this node; see `batchlet.network.reachable_host`. Other nodes may come to a run that has one."""

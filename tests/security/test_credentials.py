@@ -75,7 +75,7 @@ def test_no_address_where_no_file_can_be_written(place: Place) -> None:
 # Options that must not open what is closed ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "ws"])
+@pytest.mark.parametrize("protocol", ["tcp", "ws", "ucx", "ucxx://"])
 def test_a_protocol_that_does_not_encrypt_is_refused(place: Place, protocol: str) -> None:
     """`protocol=` does not quietly turn TLS off."""
     result = place.run(sys.executable, str(HELD), str(place.base), json.dumps({"protocol": protocol}), timeout=40)

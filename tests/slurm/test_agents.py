@@ -9,15 +9,14 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from affinity_cluster import bound_cluster
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, WAITING, Fault, Running, options, run_fault, slurmd_of
-from run_helpers import Place, Run, json_line, reserved_instance, unavailable
+from run_helpers import Place, Run, json_line, unavailable
 
 import batchlet
 
@@ -203,22 +202,6 @@ MATRIX = {
 def test_faults(place: Place, case: str) -> None:
     """Ranks that wait and the agent that they share, each may die."""
     run_fault(place, MATRIX[case])
-
-
-@contextmanager
-def bound_cluster() -> Iterator[SlurmCluster]:
-    """A cluster that binds each task to CPUs of its own."""
-    with reserved_instance() as instance:
-        cluster = SlurmCluster(instance, nodes=2, task_plugin="affinity")
-        reason = cluster.unavailable_reason()
-        if reason is not None:
-            unavailable(reason)
-        cluster.down()
-        cluster.up()
-        try:
-            yield cluster
-        finally:
-            cluster.down()
 
 
 def test_each_worker_runs_on_the_cpus_of_its_rank() -> None:

@@ -36,7 +36,7 @@ ROOMS = (
         (
             ("commands", "entry_points", "gpus", "launch_variables", "values"),
             ("errors", "versions"),
-            ("open_files",),
+            ("open_files", "protocols"),
             ("timeline",),
             ("settings", "program"),
             ("report",),
@@ -58,8 +58,10 @@ ROOMS = (
         "",
         (
             ("nvidia",),
+            ("topology",),
             ("resources", "planned", "gpu_shares"),
             ("plan", "walltime"),
+            ("binding",),
             ("network",),
             ("security",),
         ),
