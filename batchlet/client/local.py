@@ -59,7 +59,7 @@ class LocalBackend:
         timeline.mark("Dask imported")
         rank, plan, settings = self._rank, self._plan, self._rank.settings
         wanted = settings.security
-        security = tls.security_for(wanted, Credentials.generate() if wanted is True else None)
+        security = tls.security_for(settings, Credentials.generate() if wanted is True else None)
         token = secrets.token_hex(16) if wanted is not False else None
         enter = self._stack.enter_context
         self._scratch = enter(

@@ -266,7 +266,7 @@ class _Guest:
                 workers.reconfigure(config, len(plans), _SOME)
             open_files.make_room(len(plans), _SOME)
             open_files.for_workers(len(plans), self._info.node)
-            security = tls.security_for(settings.security, connection.credentials)
+            security = tls.security_for(settings, connection.credentials)
             site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
             self._retire = lambda timeout: workers.retire(self._nannies, scheduler, security, timeout)
             connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))

@@ -232,7 +232,7 @@ class _JobAgent:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])
             open_files.for_workers(len(plans), self._node)
-            security = tls.security_for(settings.security, connection.credentials)
+            security = tls.security_for(settings, connection.credentials)
             site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))

@@ -179,7 +179,7 @@ class SchedulerBlock:
         usual = rank.environment.scratch_directories(rank.environ)
         with scratch(rank.settings, usual, rank.info.run_id):
             token = rank.dashboard_token(record)
-            security = tls.security_for(rank.settings.security, self._credentials)
+            security = tls.security_for(rank.settings, self._credentials)
             options = scheduler.options(rank.settings, rank.reachable_host(), security, token)
             asyncio.run(
                 scheduler.serve(self._coordinator, options, token, rank.settings, rank.workers_expected, self._set_stop)
