@@ -92,9 +92,10 @@ with BatchletRunner() as runner:
         source = client.run(os.getpid, workers=[first])[first]
         client.run(watch, source, os.getcwd(), workers=[second])
         print(client.submit(total, data, workers=[second]).result(60) == right)
-        # Whoever was killed is there again, under its name and address, and is talked to as before.
-        client.wait_for_workers(2, timeout=30)
-        again = client.submit(make, 4, workers=[first])
+        # Whoever was killed is there again, and is talked to as before.
+        while not (others := set(client.scheduler_info()["workers"]) - {first, second}):
+            time.sleep(0.1)
+        again = client.submit(make, 4, workers=list(others))
         print(client.submit(total, again, workers=[second]).result(60) == total(make(4)))
         print(open("killed").read())
         os.remove("killed")
