@@ -15,8 +15,8 @@ __all__ = ["for_local", "for_scheduler", "for_strangers", "for_workers", "limit"
 
 # Counted with distributed 2026.8. A process has some twenty to begin with; what the user's code opens is on top of it.
 _TO_BEGIN_WITH = 64
-# A worker's Nanny (pipes, its socket, its connection to the scheduler) and its rank's connection.
-_PER_WORKER = 9
+# A worker's Nanny (pipes, its two sockets, its connection to the scheduler) and its rank's connection.
+_PER_WORKER = 10
 # The scheduler's connections to a worker and its Nanny.
 _PER_MEMBER = 2
 # Connections to rank 0 of which it is not known yet who they are.

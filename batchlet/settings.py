@@ -171,6 +171,11 @@ class Settings:
         True,
         "TLS between all processes and a secret dashboard address: true, false, or a distributed.Security",
     )
+    node_links: bool = _option(
+        flag,
+        True,
+        "whether processes on one node talk through Unix sockets that are yours alone, in the clear, instead of TLS",
+    )
     time_limit: float | None = _option(
         seconds, None, "seconds after which the run ends (2h, 90min), where the batch system's own limit is not earlier"
     )

@@ -86,7 +86,7 @@ class LocalBackend:
         rank, plan, settings = self._rank, self._plan, self._rank.settings
         wanted = settings.security
         credentials = Credentials.generate() if wanted is True or (wanted and settings.attach) else None
-        security = tls.security_for(wanted, credentials)
+        security = tls.security_for(settings, credentials)
         secret = secrets.token_hex(32)
         token = dashboard_token(secret) if wanted is not False else None
         enter = self._stack.enter_context

@@ -137,7 +137,7 @@ class RanksBackend:
             token=rank.dashboard_token(record),
             node=record.node,
             run_id=record.run_id if record.host != LOOPBACK else None,
-            security=tls.security_for(rank.settings.security, connection.credentials),
+            security=tls.security_for(rank.settings, connection.credentials),
             plan=plan,
             workers=ready.workers,
             nodes=ready.nodes,

@@ -146,7 +146,7 @@ class _SchedulerHost:
         coordinator = _RemoteCoordinator(connection, self._end)
         connection.listen(coordinator.hear)
         token = rank.dashboard_token(record)
-        security = security_for(settings.security, connection.credentials)
+        security = security_for(settings, connection.credentials)
         options = scheduler.options(settings, rank.reachable_host(), security, token)
         usual = rank.environment.scratch_directories(os.environ)
         with handled(coordinator.signalled), scratch(settings, usual, rank.info.run_id):

@@ -8,7 +8,10 @@ from typing import Any
 from distributed.security import Security
 
 from ..security import Credentials
+from ..settings import Settings
+from .compat import tls_backend
 from .compat.tls_connections import MemorySecurity
+from .node_links import NodeLinks
 
 __all__ = ["RunSecurity", "is_same", "loader", "prepare", "security_for", "set_loaded"]
 
@@ -16,11 +19,19 @@ _loaded: Security | None = None
 
 
 class RunSecurity(MemorySecurity):
-    """Dask's `Security` with the credentials of one run; its contexts are made from memory, once for each purpose."""
+    """Dask's `Security` with the credentials of one run; its contexts are made from memory, once for each purpose.
+
+    Parameters
+    ----------
+    credentials : Credentials
+        The run's.
+    node_links : bool
+        Whether processes on one host talk through Unix sockets; one that does not is reached by TLS.
+    """
 
     # No __slots__ of its own: the base class checks its keywords against them.
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, *, node_links: bool = True) -> None:
         pair = {
             f"tls_{role}_{part}": text
             for role in ("client", "scheduler", "worker")
@@ -28,15 +39,18 @@ class RunSecurity(MemorySecurity):
         }
         super().__init__(require_encryption=True, tls_ca_file=credentials.certificate, **pair)
         self.credentials = credentials
+        self._links = NodeLinks(credentials) if node_links else None
         self._contexts: dict[ssl.Purpose, ssl.SSLContext] = {}
 
     def __reduce__(self) -> Any:
-        return _of, (self.credentials,)
+        return _of, (self.credentials, self._links is not None)
 
     def make_context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         """Give the context for one side of all connections."""
         if purpose not in self._contexts:
-            self._contexts[purpose] = self.credentials.context(purpose)
+            self._contexts[purpose] = context = self.credentials.context(purpose)
+            if self._links is not None:
+                tls_backend.offer(context, self._links)
         return self._contexts[purpose]
 
 
@@ -51,16 +65,20 @@ def prepare(credentials: Credentials) -> None:
         _prepared.make_context(purpose)
 
 
-def _of(credentials: Credentials) -> RunSecurity:
+def _of(credentials: Credentials, node_links: bool) -> RunSecurity:
     """Give what was prepared for these credentials."""
-    return _prepared if _prepared is not None and _prepared.credentials == credentials else RunSecurity(credentials)
+    if node_links and _prepared is not None and _prepared.credentials == credentials:
+        return _prepared
+    return RunSecurity(credentials, node_links=node_links)
 
 
-def security_for(wanted: object, credentials: Credentials | None) -> Security:
-    """Give Dask's security for the ``security`` option: the run's own, what the user passed, or none."""
-    if isinstance(wanted, Security):
-        return wanted
-    return Security() if wanted is False or credentials is None else _of(credentials)
+def security_for(settings: Settings, credentials: Credentials | None) -> Security:
+    """Give Dask's security for what the user asked for: the run's own, an object that they passed, or none."""
+    if isinstance(settings.security, Security):
+        return settings.security
+    if settings.security is False or credentials is None:
+        return Security()
+    return _of(credentials, settings.node_links)
 
 
 def is_same(one: Security, other: object) -> bool:

@@ -110,7 +110,7 @@ class BatchletCluster(KeptCluster):
         self._tap: LogTap | None = None
         self._numbers = itertools.count()
         self._token = dashboard_token(keeper.secret) if settings.security is not False else None
-        security = tls.security_for(settings.security, keeper.credentials)
+        security = tls.security_for(settings, keeper.credentials)
         keywords = scheduler_options(settings, self._host, security, self._token)
         configure_logging()
         try:

@@ -312,7 +312,7 @@ class _Agent:
             )
             if adopt:
                 _adopt(rank, words)
-            security = tls.security_for(rank.settings.security, connection.credentials)
+            security = tls.security_for(rank.settings, connection.credentials)
             site = workers.Site(rank.reachable_host(), self._directory, security, self._logs.path)
         except EndError as error:
             connection.send(ReportFailure.of(error))

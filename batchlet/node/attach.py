@@ -347,9 +347,8 @@ class AgentConnection:
         from .wait import AGENT_SOCKET, become_shell, may_become_shell
 
         assert self._socket is not None
-        ours = {
-            "name": self._name, "listens": self._name is not None, "stranger": self._stranger, "own": self._own, "record": record
-        }  # fmt: skip
+        ours = {"name": self._name, "listens": self._name is not None, "stranger": self._stranger, "record": record}
+        ours["own"] = self._own
         if self._becomes_shell and len(message) < _ROOM and may_become_shell():
             orders = encode(self._of_launch(socket=AGENT_SOCKET, **ours))
             self._socket.sendall(message)

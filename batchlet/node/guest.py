@@ -293,7 +293,7 @@ class _Guest:
                 workers.reconfigure(config, len(plans), _SOME)
             open_files.make_room(len(plans), _SOME)
             open_files.for_workers(len(plans), self._info.node)
-            security = tls.security_for(settings.security, connection.credentials)
+            security = tls.security_for(settings, connection.credentials)
             host = reachable_host(self._info.node, 2, settings.interface)
             site = workers.Site(host, self._directory, security, self._logs.path)
             self._retire = lambda timeout: workers.retire(self._nannies, scheduler, security, timeout)

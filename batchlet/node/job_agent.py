@@ -245,7 +245,7 @@ class _JobAgent:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])
             open_files.for_workers(len(plans), self._node)
-            security = tls.security_for(settings.security, connection.credentials)
+            security = tls.security_for(settings, connection.credentials)
             host = reachable_host(self._node, 2, settings.interface)
             site = workers.Site(host, self._directory, security, self._logs.path)
             self._say(ForReport(planned_here(self._node, plans)))

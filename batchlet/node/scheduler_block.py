@@ -179,7 +179,7 @@ class SchedulerBlock:
         usual = rank.environment.scratch_directories(rank.environ)
         with scratch(rank.settings, usual, rank.info.run_id):
             token = rank.dashboard_token(record)
-            security = tls.security_for(rank.settings.security, self._credentials)
+            security = tls.security_for(rank.settings, self._credentials)
             options = scheduler.options(rank.settings, rank.reachable_host(), security, token)
             node, workers = rank.info.node, rank.workers_expected
             asyncio.run(

@@ -19,7 +19,7 @@ from ..control.visitors import VISITOR
 from ..node import inputs
 from ..rendezvous import CoordinatorRecord
 from ..security import Credentials, dashboard_token, pinned
-from ..settings import Settings
+from ..settings import PREFIX, Settings
 from .find import Run
 
 __all__ = ["Cluster", "Life", "Seen", "cluster_of", "probe", "security_of"]
@@ -28,6 +28,8 @@ __all__ = ["Cluster", "Life", "Seen", "cluster_of", "probe", "security_of"]
 _ANSWER = 3.0
 # Connections at one moment, where the limit of open files allows it.
 _AT_ONCE = 512
+# Options that a client has to have as the run has them.
+_OF_LINKS = ("security", "node_links")
 
 
 class Life(Enum):
@@ -94,7 +96,7 @@ def cluster_of(
     return Cluster(
         address=started.address,
         dashboard=(str(place[0]), int(place[1])) if place else None,
-        token=None if _wanted_security(welcome.launch) is False else dashboard_token(record.secret),
+        token=None if _settings_of(welcome.launch).security is False else dashboard_token(record.secret),
         launch=welcome.launch,
         credentials=credentials,
     )
@@ -104,19 +106,20 @@ def security_of(cluster: Cluster) -> Any:
     """Give Dask's security with which a client connects to a cluster."""
     from ..dask_backend import tls
 
-    return tls.security_for(_wanted_security(cluster.launch), cluster.credentials)
+    return tls.security_for(_settings_of(cluster.launch), cluster.credentials)
 
 
-def _wanted_security(launch: str) -> object:
-    """What the run's user has asked for; an object of theirs travels by value."""
+def _settings_of(launch: str) -> Settings:
+    """What the run's user has asked for, as far as it is about who may connect and how; an object of theirs travels by value."""
     words = inputs.from_text(launch)
     try:
         options = inputs.unpack_options(words)[0]
     except Exception:  # noqa: BLE001 - something among the options can be read where the script is alone
-        return True
-    known = {"security": options["security"]} if isinstance(options, Mapping) and "security" in options else {}
-    variables = {name: value for name, value in words["variables"].items() if name.endswith("__SECURITY")}
-    return Settings.resolve(known, variables).security
+        return Settings()
+    known = {name: options[name] for name in _OF_LINKS if isinstance(options, Mapping) and name in options}
+    names = {PREFIX + name.upper() for name in _OF_LINKS}
+    variables = {name: value for name, value in words["variables"].items() if name in names}
+    return Settings.resolve(known, variables)
 
 
 def probe(runs: Sequence[Run], seconds: float = _ANSWER) -> list[Seen]:

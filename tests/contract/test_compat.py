@@ -36,8 +36,10 @@ from batchlet.dask_backend.compat import (
     logging_internals,
     multiprocessing_internals,
     scheduler_state,
+    tls_backend,
     tls_connections,
 )
+from batchlet.dask_backend.node_links import NodeLinks
 from batchlet.dask_backend.tls import RunSecurity
 from batchlet.security import Credentials
 
@@ -743,7 +745,7 @@ def test_limit_handshakes() -> None:
     from distributed.comm.tcp import TLSListener
 
     before = TLSListener._handle_stream, TLSListener._prepare_stream
-    security = RunSecurity(Credentials.generate())
+    security = RunSecurity(Credentials.generate(), node_links=False)
 
     async def main() -> None:
         options = {"port": 0, "dashboard_address": "127.0.0.1:0"}
@@ -773,7 +775,7 @@ from batchlet.security import Credentials
 
 HELLO = b"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03"
 resource.setrlimit(resource.RLIMIT_NOFILE, (400, 4096))
-security = RunSecurity(Credentials.generate())
+security = RunSecurity(Credentials.generate(), node_links=False)
 FLOODER = '''
 import os, resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
@@ -817,6 +819,78 @@ def test_limit_handshakes_under_a_flood() -> None:
     assert "Too many open files" not in done.stderr
 
 
+# tls_backend
+
+
+async def say(security: Any, listening: Any, message: Any, **options: Any) -> tuple[Any, Any, list[Any]]:
+    """Send a message to a listener and back: what has come back, the connection, and those that the listener has seen."""
+    from distributed.comm import connect, listen
+
+    seen: list[Any] = []
+
+    async def echo(comm: Any) -> None:
+        seen.append(comm)
+        with contextlib.suppress(distributed.comm.CommClosedError):
+            while True:
+                await comm.write(await comm.read())
+
+    listener = listen("tls://127.0.0.1:0", echo, **listening.get_listen_args("worker"))
+    async with listener:
+        comm = await connect(listener.contact_address, **security.get_connection_args("worker"), **options)
+        await comm.write(message)
+        found = await asyncio.wait_for(comm.read(), 30)
+        assert comm.peer_address == listener.contact_address
+        assert comm.same_host
+        assert seen[0].same_host
+        await comm.close()
+        await until(seen[0].closed)
+    return found, comm, seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links are for Linux")
+def test_offer() -> None:
+    """Who has the run's credentials is connected by a link, any others as ever, and nothing about an address tells which."""
+    from distributed.comm import registry
+    from distributed.comm.tcp import TLS, TLSBackend
+
+    security, temporary = RunSecurity(Credentials.generate()), distributed.Security.temporary()
+    plain = RunSecurity(security.credentials, node_links=False)
+    data = b"".join(os.urandom(1000) * 20_000 for _ in range(4))
+    message = {"bytes": data, "number": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ends, linked in (((security, security), True), ((security, plain), False), ((plain, security), False)):
+            found, comm, seen = asyncio.run(say(*ends, message))
+            assert found == message
+            kinds = {type(each) for each in (comm, *seen)}
+            assert (kinds == {tls_backend.NodeLink}) is linked
+            assert (kinds == {TLS}) is not linked
+            assert all(each.startswith("tls://127.0.0.1:") for each in (comm.local_address, seen[0].local_address))
+        _, comm, _ = asyncio.run(say(temporary, temporary, message))
+    assert type(comm) is TLS
+    assert isinstance(registry.backends["tls"], TLSBackend)
+    assert tls_backend.offer(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), NodeLinks(security.credentials)), "all is there"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links are for Linux")
+def test_a_link_that_keeps_silent_costs_a_fifth_of_the_time_for_a_connection() -> None:
+    """The next try is by TLS: a process that does not answer, though its name is right, keeps nobody waiting for ever."""
+
+    class Silent(NodeLinks):
+        async def admit(self, stream: Any) -> bool:
+            await asyncio.Event().wait()
+            return False
+
+    security = RunSecurity(Credentials.generate())
+    context = security.make_context(ssl.Purpose.CLIENT_AUTH)
+    tls_backend.offer(context, Silent(security.credentials))
+    began = time.monotonic()
+    found, comm, _ = asyncio.run(say(security, security, "word", timeout=5))
+    assert found == "word"
+    assert type(comm) is not tls_backend.NodeLink
+    assert 0.5 < time.monotonic() - began < 5
+
+
 TWO_BLOCKS = """
 import multiprocessing, multiprocessing.forkserver as f, os
 from batchlet.dask_backend.compat.multiprocessing_internals import fork_server_of_this_block
@@ -853,7 +927,7 @@ def test_fork_server_of_this_block(tmp_path: Path) -> None:
 def test_every_function_has_its_test() -> None:
     """Each public name of the package is named by a test of this file."""
     modules = (
-        dask_internals, http_servers, log_messages, logging_internals, multiprocessing_internals, tls_connections,
+        dask_internals, http_servers, log_messages, logging_internals, multiprocessing_internals, tls_backend, tls_connections,
     )  # fmt: skip
     text = Path(__file__).read_text()
     assert [name for module in modules for name in module.__all__ if name not in text] == []

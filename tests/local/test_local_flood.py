@@ -30,7 +30,7 @@ import resource, subprocess, sys
 from batchlet import BatchletRunner
 from dask.distributed import Client
 
-with BatchletRunner(workers_per_node=1) as runner, Client(runner) as client:
+with BatchletRunner(workers_per_node=1, node_links=False) as runner, Client(runner) as client:
     host, port = runner.scheduler_address.split("://")[1].split(":")
     flood = subprocess.Popen(
         [sys.executable, "-c", {FLOOD!r}, host, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

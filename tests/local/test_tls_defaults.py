@@ -17,7 +17,7 @@ from tornado import iostream, netutil
 from tornado.httpclient import AsyncHTTPClient
 
 credentials = Credentials.generate()
-security = tls.RunSecurity(credentials)
+security = tls.RunSecurity(credentials, node_links=False)
 # Before Tornado 6.6 it is made when Tornado is imported.
 made = getattr(netutil._client_ssl_defaults, "cache_info", None)
 

@@ -236,6 +236,10 @@ def test_unix_sockets_answer_nobody(pair: Pair) -> None:
     closed = pair.closed
     names = {one.address for one in closed.sockets if one.family == "unix"} - {""}
     assert names, "there was a fork server"
+    # The scheduler's, and those of each worker and its nanny.
+    links = [name for name in names if name.startswith("@batchlet-link-")]
+    assert len(links) == 1 + 2 * len(closed.told["workers"]), names
+    assert not [one for one in pair.opened.sockets if one.address.startswith("@batchlet-link-")], "with security off"
     attacks = [attack for attack in closed.attacks if attack.target in names]
     assert {attack.target for attack in attacks} == names
     assert not [str(attack) for attack in attacks if attack.answer]
