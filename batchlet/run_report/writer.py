@@ -37,7 +37,8 @@ def write(where: Path, report: Mapping[str, Any]) -> None:
     OSError
         If that cannot be.
     """
-    where.mkdir(mode=_ONLY_OURS, parents=True, exist_ok=True)
+    where.parent.mkdir(mode=_ONLY_OURS, parents=True, exist_ok=True)
+    where.mkdir(mode=_ONLY_OURS, exist_ok=True)
     write_text(where / REPORT, json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n")
     _point_to(where, REPORT)
 
