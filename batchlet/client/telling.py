@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import report, timeline
@@ -75,7 +74,9 @@ def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
         for name in ("ended", "updated"):
             found["time"][name] = round(ours["time"][name] + shift, 3)
         found["events"] += [{**event, "at": round(event["at"] + shift, 3)} for event in ours["events"]]
+    from ..run_report.finishing import finish
+
     try:
-        writer.write(Path(where), found)
+        finish(where, found)
     except OSError as error:
         report.note(f"no report in {directory}: {error.strerror or error}")
