@@ -45,7 +45,7 @@ def ending(error: BaseException | None) -> Told:
     return [("ended", told)]
 
 
-def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
+def end_instead_of_rank_0(rank: Rank, run_id: str, directory: str, told: Told) -> None:
     """Bring the report to its end, since rank 0 is lost: it has left what it knew when it last wrote.
 
     Parameters
@@ -54,12 +54,11 @@ def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
         This process.
     run_id : str
         Name of the run.
+    directory : str
+        Of reports.
     told : list
         How it has ended; see `ending`.
     """
-    directory = rank.settings.path("report")
-    if directory is None:
-        return
     where = writer.place(directory, run_id)
     made = Book({})
     info = rank.info
