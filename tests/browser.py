@@ -156,7 +156,7 @@ class Browser:
 
     def console(self) -> list[str]:
         """What the page's console has been told since it was last asked; violations of the page's policy are there too."""
-        return [entry["message"] for entry in self._of("POST", "/se/log", {"type": "browser"})]
+        return [f"{entry['level']} {entry['message']}" for entry in self._of("POST", "/se/log", {"type": "browser"})]
 
     def requests(self) -> list[str]:
         """The addresses that have been asked for since this was last asked, by whatever way."""

@@ -6,8 +6,12 @@ import math
 import random
 from typing import Any
 
+FORMAT = "batchlet-report/1"
 GIB = 1 << 30
 BEGAN = 1_764_320_400.0
+# Commands of a terminal, the end of a script and of a style, HTML, a template's braces, formulas, half a surrogate pair,
+# a mark that turns writing around, and letters that are two columns wide.
+HOSTILE = "\x1b[31m</script></style><script>alert(1)</script><b onclick=x>&amp;{{ 7*7 }}{% raw %}$$x$$@y`\ud800\u202e\0\r日本語"
 
 
 def report(
@@ -87,7 +91,7 @@ def report(
     used = sum(worker["cpu_seconds"] for worker in made_workers.values())
     granted = sum(node["cpus"] for node in made_nodes.values()) * lasted
     return {
-        "format": "batchlet-report/1",
+        "format": FORMAT,
         "versions": {"batchlet": "0.1.0", "python": "3.11.7", "dask": "2026.8.0", "distributed": "2026.8.0"},
         "run": {
             "id": "slurm-hpc-4242.0",
@@ -196,4 +200,30 @@ def eventful(**keywords: Any) -> dict[str, Any]:
         for number in range(6)
     ]
     made["logs_dropped"] = 12
+    return made
+
+
+def hostile(value: Any) -> Any:
+    """The same with every text replaced, names of fields and what has to be one of a few words left alone."""
+    if isinstance(value, dict):
+        kept = ("format", "state", "kind", "level", "about", "mode")
+        return {
+            name: (one if name in kept and isinstance(one, str) and value.get("message") is None else hostile(one))
+            for name, one in value.items()
+        }
+    if isinstance(value, list):
+        return [hostile(one) for one in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def evil() -> dict[str, Any]:
+    """A report in which every text is hostile."""
+    made = hostile(eventful())
+    made["workers"] = {HOSTILE + name: worker for name, worker in made["workers"].items()}
+    made["nodes"] = {HOSTILE + name: node for name, node in made["nodes"].items()}
+    made["timeline"] = {HOSTILE: [[HOSTILE, 1.0]]}
+    made["advice"] = [{"about": "cpu", "text": f"`{HOSTILE}` {HOSTILE}"}]
+    for key in ("logs", "events"):
+        made[key] = made[key][:2]
+    made["format"] = FORMAT
     return made

@@ -92,6 +92,7 @@ ROOMS = (
             ("run_report.tally",),
             ("run_report.told",),
             ("run_report.collector",),
+            ("run_report.finishing",),
             ("run_report.book",),
         ),
     ),

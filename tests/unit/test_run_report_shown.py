@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from made_up_reports import eventful, report
+from made_up_reports import HOSTILE, eventful, evil, report
 
 import batchlet
 from batchlet import cli
@@ -33,9 +33,6 @@ from batchlet.run_report.text import text
 from batchlet.run_report.wording import asked_time, clock, moment, outcome
 
 SCHEMA = json.loads((Path(batchlet.__file__).parent / "run_report" / "schema.json").read_text())
-# Commands of a terminal, the end of a script and of a style, HTML, a template's braces, formulas, half a surrogate pair,
-# a mark that turns writing around, and letters that are two columns wide.
-HOSTILE = "\x1b[31m</script></style><script>alert(1)</script><b onclick=x>&amp;{{ 7*7 }}{% raw %}$$x$$@y`\ud800\u202e\0\r日本語"
 EXTREMES = {
     "nothing": report(nodes=1, workers=0, samples=0, seconds=0.0),
     "no samples": report(workers=1, nodes=1, samples=0, seconds=2.0),
@@ -72,33 +69,6 @@ def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         "number": number | st.floats(-1e18, 1e18),
         "null": st.none(),
     }[kind]
-
-
-def hostile(value: Any) -> Any:
-    """The same report with every text of others replaced."""
-    if isinstance(value, dict):
-        kept = ("format", "state", "kind", "level", "about", "mode")
-        return {
-            name if name in SCHEMA["properties"] or name.isidentifier() else HOSTILE + name: (
-                one if name in kept and isinstance(one, str) and value.get("message") is None else hostile(one)
-            )
-            for name, one in value.items()
-        }
-    if isinstance(value, list):
-        return [hostile(one) for one in value]
-    return HOSTILE if isinstance(value, str) else value
-
-
-def evil() -> dict[str, Any]:
-    made = hostile(eventful())
-    made["workers"] = {HOSTILE + name: worker for name, worker in made["workers"].items()}
-    made["nodes"] = {HOSTILE + name: node for name, node in made["nodes"].items()}
-    made["timeline"] = {HOSTILE: [[HOSTILE, 1.0]]}
-    made["advice"] = [{"about": "cpu", "text": f"`{HOSTILE}` {HOSTILE}"}]
-    for key in ("logs", "events"):
-        made[key] = made[key][:2]
-    made["format"] = "batchlet-report/1"
-    return made
 
 
 def columns(line: str) -> int:
