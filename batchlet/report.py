@@ -111,7 +111,7 @@ def started(
     )
 
 
-def ended(*, seconds: float, workers: int, error: str | None, advice: str = "") -> None:
+def ended(*, seconds: float, workers: int, error: str | None, advice: str = "", use: str = "") -> None:
     """Say that the run is over.
 
     Parameters
@@ -124,9 +124,11 @@ def ended(*, seconds: float, workers: int, error: str | None, advice: str = "") 
         Name of the exception that ended the ``with`` block.
     advice : str
         What would have saved time.
+    use : str
+        How much of what was granted was used.
     """
     text = f"{f'ended by {error}' if error else 'done'} after {duration(seconds)}, {count(workers, 'worker')}"
-    note(f"{text}; {advice}" if advice else text)
+    note("; ".join(filter(None, (text, use, advice))))
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from . import entry_points
@@ -165,6 +166,15 @@ class Settings:
         flag, False, "whether a Slurm job that has no time left, is preempted or has lost its cluster is started again"
     )
     max_attempts: int = _option(count, 10, "with requeue, how many times a job may run")
+    report: str | None = _option(
+        filled_text,
+        None,
+        "directory for a report of the run: report.json, for its owner alone, and a page made from it",
+    )
+    metrics: str | None = _option(
+        filled_text, None, "file for figures of the run as node_exporter's textfile collector takes them: run.prom"
+    )
+    performance_report: str | None = _option(filled_text, None, "file for Dask's own performance report: dask.html")
     timeline: bool = _option(flag, False, "whether to print at the end what took how long at the start")
     interface: str | None = _option(
         filled_text, None, "network interface to use, such as ib0 (default: the node's own name)"
@@ -262,6 +272,11 @@ class Settings:
                 "else uses the network and the nodes, or leave the protocol out."
             )
         return settings
+
+    def path(self, name: str) -> str | None:
+        """Give a file or directory that was asked for, as seen from the directory in which this process is."""
+        value = getattr(self, name)
+        return None if value is None else str(Path(value).expanduser().absolute())
 
     @property
     def given(self) -> dict[str, Any]:

@@ -66,9 +66,12 @@ class Outcome:
     ----------
     timelines : mapping of str to marks
         When what happened while it started, by the process.
+    use : mapping
+        What it did with what it was granted; `use` in the schema of reports.
     """
 
     timelines: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
+    use: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,9 @@ class Backend(Protocol):
         SystemExit
             On all ranks but the client's, at the end of the run.
         """
+
+    def for_report(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Tell something for the report; see `batchlet.run_report.told.Told.take`."""
 
     def listen(self, news: News) -> None:
         """Tell of what happens from here on, and of what has happened since the start."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,30 @@ from .. import open_files, timeline
 from ..errors import EndError
 from ..network import LOOPBACK
 from ..node.rank import Rank
+from ..node.sampling import planned
 from ..rendezvous import FileRendezvous
+from ..run_report.book import Book
 from ..security import Credentials
+from ..versions import versions
+from . import telling
 from .backend import News, Outcome, StartInfo
 
 __all__ = ["LocalBackend"]
+
+# Seconds for the report of a process that is about to be ended the hard way.
+_MOMENT = 2.0
+# The book of this process, by its id: all its blocks are one run.
+_books: dict[int, Book] = {}
+
+
+def _book(rank: Rank) -> Book:
+    """Give the book of this process; the first block gives it its name."""
+    found = _books.get(os.getpid())
+    if found is None:
+        _books.clear()
+        found = _books[os.getpid()] = Book(versions())
+        found.about(id=rank.info.run_id, mode=rank.info.mode, job=rank.info.job, ranks=rank.info.world_size)
+    return found
 
 
 class LocalBackend:
@@ -40,6 +60,8 @@ class LocalBackend:
         self._cluster: Any = None
         self._scratch: str | None = None
         self._notes: FileRendezvous | None = None
+        self._book: Book | None = None
+        self._last_look: Callable[[], object] = lambda: None
 
     @property
     def rank(self) -> Rank:
@@ -70,7 +92,13 @@ class LocalBackend:
         enter(processes.hidden_main())
         enter(workers.configured())
         host = rank.reachable_host() if settings.interface else LOOPBACK
+        self._book = book = _book(rank)
+        book.take(telling.about(settings, rank.environ))
+        book.began()
+        book.take(planned(plan, plan.workers))
         self._cluster = local_cluster.start(plan, settings, workers.Site(host, self._scratch, security), token)
+        book.take([("ready", {})])
+        self._last_look = local_cluster.sample(self._cluster, rank.info.node, book.take)
         threads, memory = [worker.threads for worker in plan.workers], [worker.memory for worker in plan.workers]
         return StartInfo(
             address=self._cluster.scheduler_address,
@@ -84,6 +112,11 @@ class LocalBackend:
             threads=(min(threads), max(threads)),
             memory=(min(memory), max(memory)),
         )
+
+    def for_report(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """See the protocol."""
+        if self._book is not None:
+            self._book.take(told)
 
     def listen(self, news: News) -> None:
         """Do nothing: signals come to this process itself, and its scheduler lives as long as it does."""
@@ -104,17 +137,22 @@ class LocalBackend:
 
     def stop(self) -> Outcome:
         """See the protocol."""
+        self._last_look()
         self._cluster.close()
-        return Outcome()
+        return Outcome(use=self._book.use() if self._book is not None else {})
 
     def let_go(self) -> None:
-        """Do nothing: the workers end with this process."""
+        """Write what there is to say of the run: its workers end with this process."""
+        if self._book is not None:
+            self._book.close(_MOMENT)
 
     def close(self) -> None:
         """See the protocol."""
         if self._notes is not None:
             self._notes.remove_note()
         self._stack.close()
+        if self._book is not None:
+            self._book.close(self._rank.settings.stop_timeout)
 
     def give_up(self, error: EndError) -> bool:  # noqa: ARG002
         """See the protocol. A signal may come when the cluster is there and the user's code not yet."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import timeline
 from ..control.messages import (
@@ -15,6 +15,7 @@ from ..control.messages import (
     BlockOver,
     Done,
     Failed,
+    ForReport,
     Message,
     Ready,
     ReportFailure,
@@ -30,7 +31,7 @@ from ..node.rank import PATIENCE, Rank
 from ..node.worker_rank import AgentBeside, Options
 from ..plan import CLIENT, SCHEDULER, WORKER
 from ..rendezvous import CoordinatorRecord, FileRendezvous, MpiRendezvous, MpiUnavailableError, Rendezvous
-from . import dask_clients
+from . import dask_clients, telling
 from .backend import News, Outcome, StartInfo
 from .early_client import EarlyClient
 from .membership import Membership
@@ -73,6 +74,8 @@ class RanksBackend:
         self._membership = Membership.of_this_process()
         self._rendezvous = _choose(rank, self._early)
         self._notes: FileRendezvous | None = None
+        # Before the script goes elsewhere.
+        self._reports = rank.settings.path("report")
 
     @property
     def rank(self) -> Rank:
@@ -106,6 +109,7 @@ class RanksBackend:
         if self._launcher is not None:
             check()
         connection = self._join()
+        connection.send(ForReport(telling.about(rank.settings, rank.environ)))
         plan = plan_with_facts(rank, connection)
         if self._launcher is None:
             check()
@@ -217,6 +221,16 @@ class RanksBackend:
             self._rendezvous.abandon(code)
         sys.exit(code)
 
+    def for_report(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """See the protocol. Where rank 0 is lost, how it ended is written here."""
+        connection = self._connection
+        if connection is None:
+            return
+        if connection.coordinator_is_alive:
+            connection.send(ForReport(told))
+        elif self._reports is not None:
+            telling.end_instead_of_rank_0(self._rank, connection.record.run_id, self._reports, told)
+
     def listen(self, news: News) -> None:
         """See the protocol."""
         from ..control.connection import error_of
@@ -268,7 +282,7 @@ class RanksBackend:
             over = connection.wait(BlockOver, time.monotonic() + self._rank.settings.stop_timeout + _FAREWELL)
         except EndError:
             return Outcome()
-        return Outcome(over.timeline)
+        return Outcome(over.timeline, over.use)
 
     def let_go(self) -> None:
         """See the protocol."""

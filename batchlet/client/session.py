@@ -14,11 +14,13 @@ from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL, Plan
 from ..settings import Settings
 from . import by_hand, dask_clients, status
+from .account import Account
 from .announce import advice, announce, dashboard_link
 from .backend import Backend, News, Outcome, StartInfo
 from .membership import Membership
 from .refusal import give_up, refuse
 from .stopping import Stopping
+from .telling import ending
 
 if TYPE_CHECKING:
     from ..control.signals import ClientGuard
@@ -52,14 +54,13 @@ class Session:
         self._by_hand = self._typed = False
         self._start: StartInfo | None = None
         self._stack = contextlib.ExitStack()
+        self._account = Account()
         self._made: Backend | None = None
         self._known: Rank | None = None
         # When the run is to be stopped, and what becomes of its job then.
         self.stopping: Stopping
         self._guard: ClientGuard | None = None
         self._callbacks: list[Callable[[int], object]] = []
-        self._marks: timeline.Marks = ()
-        self._advice = ""
         try:
             settings = Settings.resolve(options, os.environ)
             if self._outer is not None:
@@ -73,7 +74,7 @@ class Session:
             self._made = _backend(self._known, options)
             if Membership.of_this_process() is None:
                 # In a later block the ranks have been waiting since the first one.
-                self._advice = advice(self._known)
+                self._account.advice = advice(self._known)
         except EndError as error:
             self.refuse(error)
 
@@ -188,12 +189,12 @@ class Session:
     def _running(self, start: StartInfo | None) -> None:
         self._start = start
         timeline.mark("ready")
-        self._marks = timeline.marks()
         if self._outer is not None or start is None:
             return
         Session.active = self
         if self._by_hand:
             self._stack.callback(by_hand.ends_with_process(self.leave, typed=self._typed))
+        self._account.begin(self.rank, start)
         self._backend.listen(News(self._on_terminate_elsewhere, self._on_failure))
         announce(self._backend, start)
         self.stopping.start(self._guard)
@@ -240,6 +241,7 @@ class Session:
     def _let_go(self) -> None:
         """Let the others know that this process is about to be ended the hard way; in a thread of the guard."""
         self._keep_exit_code()
+        self._backend.for_report(ending(self._guard.error if self._guard is not None else None))
         self._backend.let_go()
         self.stopping.after(self._guard.error if self._guard is not None else None, lambda: None)
 
@@ -259,6 +261,7 @@ class Session:
             return
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
+        self._account.end(self._backend, lost or error)
         dask_clients.close(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -276,6 +279,7 @@ class Session:
             return
         lost = _loss(error, self._guard, self._backend)
         self._keep_exit_code()
+        await asyncio.to_thread(self._account.end, self._backend, lost or error)
         await dask_clients.close_async(self.started("the end").address, self.rank.settings.stop_timeout)
         outcome = None
         try:
@@ -295,9 +299,7 @@ class Session:
         start = self.started("the end")
         self._closed = True
         Session.active = None
-        if self.rank.settings.timeline and outcome is not None:
-            for line in timeline.lines({"the client": self._marks, **outcome.timelines}):
-                report.note(line)
+        self._account.show_timeline(self.rank, outcome)
         self._stack.close()
         self._backend.close()
         if self._backend.root_cause() is None:
@@ -305,7 +307,8 @@ class Session:
                 seconds=time.monotonic() - self._began,
                 workers=start.workers,
                 error=None if type(error) in (type(None), SystemExit) else _called(error),
-                advice=self._advice,
+                advice=self._account.advice,
+                use=self._account.line(outcome),
             )
         self.stopping.after(error, self._backend.let_go)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import BatchletError, EndError
+from ..errors import BatchletError, EndError, terminated
 from ..security import Credentials
 from ..timeline import mark, marks
 from . import events as e
@@ -87,6 +87,12 @@ class Owner(Protocol):
 
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
+
+    def keep(self, told: Sequence[Sequence[Any]], node: str | None) -> None:
+        """Keep something for the report; see `batchlet.control.messages.ForReport`."""
+
+    def use_of_block(self) -> Mapping[str, Any]:
+        """Say what the block did with what it was granted."""
 
     def end_hard(self) -> None:
         """End this process: the run is over, and it has not ended within `stop_timeout`."""
@@ -165,6 +171,11 @@ class Coordinator:
         """Note that the scheduler's event loop runs; called by it, again and again from its start."""
         self._happened(e.MessageCame(e.OWN, m.Beat()))
 
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        """Note what the scheduler tells of its workers, for the report."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._keep, m.ForReport(told), self._config.node)
+
     def signalled(self, number: int, where: str) -> None:
         """Pass a signal that rank 0 got on to the client."""
         self._happened(e.LocalSignal(number, where))
@@ -205,6 +216,8 @@ class Coordinator:
         self._advance(e.PeerEntered(number, hello))
         try:
             while (message := await receive(reader)) is not None:
+                if isinstance(message, (m.ForReport, m.Timeline)):
+                    self._keep(message, hello.node)
                 self._advance(e.MessageCame(number, message))
         finally:
             del self._writers[number]
@@ -232,12 +245,34 @@ class Coordinator:
             except Exception as error:  # noqa: BLE001 - the actions after this one are for others
                 self._loop.call_exception_handler({"message": f"{action} was not carried out", "exception": error})
 
+    def _keep(self, message: m.Message, node: str | None = None) -> None:
+        """Have the report know what somebody has told, or is being told."""
+        told: Sequence[Sequence[Any]] = ()
+        match message:
+            case m.ForReport(told):
+                pass
+            case m.Timeline(who, at):
+                told = [("marks", {"who": who, "marks": at})]
+            case m.Ready():
+                told = [("ready", {}), ("marks", {"who": "rank 0", "marks": marks()})]
+            case m.Terminate(number, where):
+                told = [("event", {"kind": "signal", "text": str(terminated(number, where))})]
+            case m.Forget(workers):
+                told = [("lost", {"workers": workers})]
+        if told:
+            try:
+                self._owner.keep(told, node)
+            except Exception as error:  # noqa: BLE001 - a report never ends a run
+                self._loop.call_exception_handler({"message": f"{told} was not kept", "exception": error})
+
     def _carry_out(self, action: e.Action) -> None:
+        if isinstance(action, (e.Send, e.TellScheduler)):
+            self._keep(action.message)
         match action:
             case e.Send(peers, message):
                 self._send(peers, message)
             case e.SayOver(peers, who, timeline):
-                self._send(peers, m.BlockOver({who: marks(), **timeline}))
+                self._send(peers, m.BlockOver({who: marks(), **timeline}, self._owner.use_of_block()))
             case e.TellScheduler(m.Stopping()):
                 self.on_stopping()
             case e.TellScheduler(m.Forget(workers)):

@@ -20,6 +20,7 @@ __all__ = [
     "Done",
     "Failed",
     "Finish",
+    "ForReport",
     "Forget",
     "Gone",
     "Hello",
@@ -249,9 +250,12 @@ class BlockOver(Message):
     ----------
     timeline : mapping of str to marks
         The marks of all processes, by who they are.
+    use : mapping
+        What the block did with what it was granted; `use` in the schema of reports.
     """
 
     timeline: Mapping[str, _Marks] = field(default_factory=dict)
+    use: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -277,6 +281,13 @@ class Timeline(Message):
 
     who: str
     marks: _Marks
+
+
+@dataclass(frozen=True)
+class ForReport(Message):
+    """From everybody: something for the report; see `batchlet.run_report.told.Told.take`."""
+
+    told: Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)

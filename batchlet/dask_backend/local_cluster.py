@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -10,18 +11,24 @@ from typing import Any
 from distributed import LocalCluster
 
 from ..errors import EndError
+from ..node.sampling import Sampler, sampling
 from ..plan import Plan
 from ..settings import Settings
 from . import rank_preload
 from .compat.dask_internals import ObservedCluster, correct_state, off_the_path
+from .compat.figures import pids_of
 from .dashboard import guard
 from .logs import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths
 from .processes import start_failure
 from .scheduler import options as scheduler_options
+from .scheduler_figures import SchedulerFigures
 from .worker_factory import worker_spec
 from .workers import Site
 
-__all__ = ["start"]
+__all__ = ["sample", "start"]
+
+# Seconds for a last look at an event loop that may be busy.
+_MOMENT = 2.0
 
 
 def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> LocalCluster:
@@ -71,6 +78,51 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
         raise
     report_deaths()
     return cluster
+
+
+def sample(cluster: Any, node: str, tell: Callable[[Any], object]) -> Callable[[], object]:
+    """Look at the workers and the scheduler of a cluster until it ends, in its event loop.
+
+    Parameters
+    ----------
+    cluster : SpecCluster
+        Running.
+    node : str
+        Name of this host.
+    tell : callable
+        Is told what was seen; see `batchlet.run_report.told.Told.take`.
+
+    Returns
+    -------
+    callable
+        Looks for the last time; to be called before the cluster is closed.
+    """
+    figures = SchedulerFigures(cluster.scheduler)
+
+    def processes() -> dict[str, int]:
+        return pids_of(list(cluster.workers.values()))
+
+    sampler = Sampler(node, processes)
+
+    def look() -> Any:
+        return [*figures.told(), *sampler.sample()]
+
+    async def begin() -> asyncio.Task[None]:
+        cluster.scheduler.add_plugin(figures)
+        return asyncio.get_running_loop().create_task(sampling(look, tell, 1))
+
+    async def end() -> None:
+        task.cancel()
+        figures.over = True
+        tell(look())
+
+    task = cluster.sync(begin)
+
+    def last_look() -> None:
+        with contextlib.suppress(Exception):
+            cluster.sync(end, callback_timeout=_MOMENT)
+
+    return last_look
 
 
 def _made(make: Callable[..., Any], address: str, **options: Any) -> Any:

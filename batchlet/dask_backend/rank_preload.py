@@ -15,6 +15,8 @@ from typing import Any
 
 import dask.config
 
+from .compat.figures import count_traffic
+
 __all__ = ["UPLOADS", "VARIABLE", "dask_setup", "preload"]
 
 VARIABLE = "BATCHLET_RANK_PLACE"
@@ -33,8 +35,9 @@ def preload(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"preload": [__name__, *modules], "preload_argv": [[], *arguments]}
 
 
-def dask_setup(worker: Any) -> None:  # noqa: ARG001
+def dask_setup(worker: Any) -> None:
     """Do it, in the worker's process, before it has threads that compute."""
+    count_traffic(worker)
     uploads = os.environ.pop(UPLOADS, None)
     if uploads and uploads not in sys.path:
         # Behind the worker's own directory, as under plain Dask.

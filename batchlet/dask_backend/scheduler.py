@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import dask.config
@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..errors import EndError
 from ..network import in_url
+from ..node.sampling import sampling
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
@@ -20,6 +21,7 @@ from .compat.http_servers import http_address
 from .compat.tls_connections import limit_handshakes
 from .logs import configure_logging, hush
 from .processes import start_failure
+from .scheduler_figures import SchedulerFigures
 from .tuning import intervals
 
 __all__ = ["Observer", "dashboard_place", "options", "serve"]
@@ -47,6 +49,9 @@ class Observer(Protocol):
 
     def worker_joined(self, name: object) -> None:
         """Note that the scheduler knows a worker."""
+
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        """Note what is known of workers and tasks, for the report."""
 
     def scheduler_started(self, **start: Any) -> None:
         """Note where the scheduler listens."""
@@ -131,19 +136,34 @@ async def serve(
         if token is not None:
             dashboard.guard(scheduler, token)
         scheduler.add_plugin(_Join(coordinator))
+        figures = SchedulerFigures(scheduler)
+        scheduler.add_plugin(figures)
         await scheduler
     except Exception as error:  # noqa: BLE001
         coordinator.fail(start_failure("scheduler", error))
         await over.wait()
         return
     mark("scheduler listens")
+
+    def stopping() -> None:
+        hush()
+        loop.call_soon_threadsafe(last_words)
+
+    def last_words() -> None:
+        figures.over = True
+        coordinator.for_report(figures.told())
+
     # What the workers leave behind when they go is no news from here on.
-    coordinator.on_stopping = hush
+    coordinator.on_stopping = stopping
     coordinator.on_gone = lambda names: loop.call_soon_threadsafe(_forget, scheduler, names)
     coordinator.scheduler_started(address=scheduler.address, dashboard=dashboard_place(scheduler))
-    beat = asyncio.create_task(_beat(coordinator))
+    work = [
+        asyncio.create_task(_beat(coordinator)),
+        asyncio.create_task(sampling(figures.told, coordinator.for_report, 1)),
+    ]
     await over.wait()
-    beat.cancel()
+    for task in work:
+        task.cancel()
     hush()
     await asyncio.wait_for(scheduler.close(), settings.stop_timeout)
 

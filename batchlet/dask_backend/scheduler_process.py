@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from ..control.messages import (
     Beat,
     Failed,
     Forget,
+    ForReport,
     Message,
     ReportFailure,
     SchedulerStarted,
@@ -205,6 +206,9 @@ class _RemoteCoordinator:
 
     def worker_joined(self, name: object) -> None:
         self._connection.send(WorkerJoined(str(name)))
+
+    def for_report(self, told: Sequence[Sequence[Any]]) -> None:
+        self._connection.send(ForReport(told))
 
     def scheduler_started(self, **start: Any) -> None:
         self._connection.send(Timeline("the scheduler", timeline.marks()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import os
@@ -144,6 +145,7 @@ class BatchletCluster(KeptCluster):
         self.new_spec["group"] = [f"-{number}" for number in range(self._job.size.workers)]
         try:
             self.keeper.open(self._host)
+            self.keeper.account.begin(self.scheduler)
             if self._first:
                 await self.keeper.check(self.job_script())
         except EndError as error:
@@ -165,10 +167,25 @@ class BatchletCluster(KeptCluster):
             hush()
             await self.keeper.cancel_waiting()
             await self.keeper.dismiss_guests()
+            self.keeper.account.end()
             await super()._close()
             await self.keeper.close()
+            await asyncio.to_thread(self.keeper.account.close)
         else:
             await super()._close()
+
+    def __enter__(self) -> BatchletCluster:
+        super().__enter__()
+        self.keeper.account.enter(self)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> Any:
+        self.keeper.account.leave(error)
+        return super().__exit__(kind, error, traceback)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> Any:
+        self.keeper.account.leave(error)
+        return await super().__aexit__(kind, error, traceback)
 
     # Jobs
 

@@ -10,8 +10,9 @@ import concurrent.futures
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..control.door import Door
 from ..control.guests import GUEST, GuestBook
@@ -19,6 +20,7 @@ from ..control.handshake import receive, run_loop
 from ..control.messages import (
     Closed,
     Failed,
+    ForReport,
     Hello,
     Message,
     Orders,
@@ -39,7 +41,7 @@ from ..errors import VersionMismatchError
 from ..security import Credentials
 from ..versions import versions
 
-__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Serves", "Warned", "Went"]
+__all__ = ["Came", "Ends", "Event", "Failure", "Guest", "Hub", "News", "Noted", "Serves", "Warned", "Went"]
 
 # Agents that may come at one moment.
 _CROWD = 1024
@@ -83,6 +85,13 @@ class News(Event):
     """The user is to know this."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """It tells something for the report; see `batchlet.control.messages.ForReport`."""
+
+    told: Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,8 @@ class Hub:
                         self._write(writer, Pong())
                     case Planned(_, workers):
                         self._on_event(Guest(job, node, text=self._book.came(number, job, workers)))
+                    case ForReport(told):
+                        self._on_event(Noted(job, node, told))
                     case Closed():
                         lost = False
         finally:
@@ -268,6 +279,8 @@ class Hub:
                 self._on_event(Serves(job, node))
             case Remaining(seconds):
                 self._on_event(Ends(job, node, seconds))
+            case ForReport(told):
+                self._on_event(Noted(job, node, told))
             case Told(text):
                 self._on_event(News(job, node, text))
             case ReportFailure(_, text):

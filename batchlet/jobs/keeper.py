@@ -22,6 +22,7 @@ from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..security import Credentials
 from . import hub as h
 from . import record as r
+from .account import ClusterAccount
 from .custodian import Custodian
 from .desk import Desk
 from .job_logs import JobLogs
@@ -64,6 +65,7 @@ class JobKeeper:
         self._rendezvous = FileRendezvous(settings.rendezvous_dir, run_id, os.uname().nodename)
         self.record = str(self._rendezvous.directory / f"{run_id}.json")
         self.logs = JobLogs(options.keywords.get("log_directory"), self._rendezvous.directory, run_id)
+        self.account = ClusterAccount(settings, run_id, options.system.name, self._heard)
         self._hub: h.Hub | None = None
         self._custodian: Custodian | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -105,7 +107,7 @@ class JobKeeper:
         self._loop = asyncio.get_running_loop()
         self._custodian = Custodian(self.desk.environ)
         self._custodian.files([self.record, *self.logs.files, f"{self._rendezvous.directory}/"])
-        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self._heard)
+        self._hub = h.Hub(host, self.secret, self.credentials, self._orders, self._welcome, self.account.heard)
         certificate = self.credentials.certificate if self.credentials is not None else ""
         node, run_id = os.uname().nodename.split(".")[0], self._rendezvous.run_id
         self._published = CoordinatorRecord(
@@ -281,11 +283,11 @@ class JobKeeper:
             case h.Ends(_, _, seconds):
                 self.book.ends(name, now + seconds)
             case h.News(_, _, text):
-                report.note(f"{title} on node {node}: {text}")
+                self.account.say(f"{title} on node {node}: {text}")
             case h.Guest(_, _, gone, said):
                 self._cluster.lose(list(gone), wanted=True)
                 if said is not None:
-                    report.note(said)
+                    self.account.say(said)
             case h.Failure(_, _, text):
                 self._follow(self.book.failed(name, node, text))
             case h.Warned():
@@ -313,12 +315,12 @@ class JobKeeper:
                 return
             match action:
                 case r.Tell(text) | r.GiveUp(text):
-                    report.note(text)
+                    self.account.say(text)
                 case r.Ask():
                     self._watch.ask()
                 case r.Drop(name, text, log):
                     if text:
-                        report.note(text + (self.logs.end_of(self.book.records[name].job_id) if log else ""))
+                        self.account.say(text + (self.logs.end_of(self.book.records[name].job_id) if log else ""))
                     self._lost(name)
                 case r.Replace():
                     self._cluster.replace_job()

@@ -19,6 +19,7 @@ from .. import open_files, report, timeline
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
+    ForReport,
     Message,
     Pause,
     Paused,
@@ -42,6 +43,7 @@ from .join import connect
 from .local_ranks import LocalRanks
 from .rank import PATIENCE, Rank, unexpected
 from .resolve import resolve
+from .sampling import Sampling
 
 __all__ = ["run_agent"]
 
@@ -180,6 +182,9 @@ class _Agent:
         self._connection: Connection | None = None
         self._signals: list[tuple[int, str]] = []
         self._blocks = 0
+        self._sampling = Sampling(
+            lambda told: connection.send(ForReport(told)) if (connection := self._connection) else None
+        )
 
     async def run(self) -> int:
         """Let ranks attach, start their workers, wait for the end."""
@@ -288,6 +293,7 @@ class _Agent:
         connection.listen(self._hear)
         await self._over.wait()
         self._end_in_time()
+        self._sampling.end()
         logs.hush()
         timeout = self._rank.settings.stop_timeout
         await self._ranks.close(connection.exit_code, timeout if connection.failure is None else 0.0)
@@ -318,6 +324,7 @@ class _Agent:
             connection.send(ReportFailure.of(error))
             return
         self._ranks.begin(rank, welcome.facts, site)
+        self._sampling.begin(rank.info.node, self._ranks.processes, rank.info.nodes)
 
     def _start_pausing(self) -> None:
         # Kept, since the event loop itself does not.
@@ -331,6 +338,7 @@ class _Agent:
         assert connection is not None
         limits = self._end_in_time()
         logs.hush()
+        self._sampling.end()
         await self._ranks.pause(self._rank.settings.stop_timeout)
         for limit in limits:
             limit.cancel()

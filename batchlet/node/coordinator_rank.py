@@ -9,7 +9,8 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .. import report
 from ..control.coordinator import Coordinator, CoordinatorConfig
@@ -17,6 +18,7 @@ from ..control.signals import handled
 from ..errors import EndError, NetworkError
 from ..network import LOOPBACK, reachable_host
 from ..rendezvous import CoordinatorRecord, FileRendezvous, Rendezvous
+from ..run_report.book import Book
 from ..security import Credentials
 from ..settings import PREFIX
 from ..timeline import mark
@@ -76,6 +78,7 @@ class CoordinatorRank:
         # The record for those who join later, where the ranks have none in a file.
         self._kept: FileRendezvous | None = None
         self._over = threading.Event()
+        self._book = Book(versions())
         # What the user asks for in the next block, as `batchlet.node.inputs.to_text` has it; `None` at the end of the run.
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         try:
@@ -121,6 +124,7 @@ class CoordinatorRank:
         finally:
             self._tidy_up()
             coordinator.close()
+            self._close_book()
         return self._failure.exit_code if self._failure is not None else 0
 
     def _serve(self, number: int, launch: str) -> None:
@@ -134,6 +138,7 @@ class CoordinatorRank:
         except EndError as error:
             self._coordinator.fail(error)
             return
+        self._begin_book(rank)
         self._block = block = SchedulerBlock(number, rank, words, self._record, self._credentials, self._coordinator)
         block.announce(launch)
         self._beside.host(rank, inputs.unpack_options(words)[0], self._record)
@@ -173,11 +178,21 @@ class CoordinatorRank:
     def lost(self, text: str) -> None:
         """Tell the user that something was lost and the run goes on."""
         report.note(text)
+        self._book.event("note", text)
+
+    def keep(self, told: Sequence[Sequence[Any]], node: str | None) -> None:
+        """Keep something for the report."""
+        self._book.take(told, node)
+
+    def use_of_block(self) -> Mapping[str, Any]:
+        """Say what the block did with what it was granted."""
+        return self._book.use()
 
     def failed(self, error: EndError) -> None:
         """Tell the user why the run has failed."""
         self._failure = error
         report.failure(error, time.monotonic() - self._rank.began)
+        self._book.failed(type(error).__name__, str(error), error.exit_code)
 
     def expected_nodes(self) -> Mapping[int, str]:
         """Give the node on which each rank should be."""
@@ -206,6 +221,20 @@ class CoordinatorRank:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(self._failure.exit_code if self._failure is not None else 0)
+
+    def _begin_book(self, rank: Rank) -> None:
+        """Begin the report of a block; the client, if it comes, tells more of it."""
+        info, settings = rank.info, rank.settings
+        run = {"id": self._record.run_id, "mode": info.mode, "job": info.job, "ranks": info.world_size}
+        self._book.about(**run)
+        self._book.files(settings.path("report"), settings.path("metrics"))
+        self._book.began()
+
+    def _close_book(self) -> None:
+        """Write the report for the last time; a client that has not said how its block ended did not live to."""
+        if self._block is not None:
+            self._book.failed("ClientLost", "The client's process ended within the block.", None)
+        self._book.close(self._rank.settings.stop_timeout)
 
     def _tidy_up(self) -> None:
         self._rendezvous.withdraw()

@@ -20,7 +20,18 @@ from typing import Any
 from .. import environments, open_files, report
 from ..control.connection import Connection
 from ..control.guests import GUEST
-from ..control.messages import Failed, Hello, Message, Pause, Paused, Planned, SchedulerStarted, Stop, Welcome
+from ..control.messages import (
+    Failed,
+    ForReport,
+    Hello,
+    Message,
+    Pause,
+    Paused,
+    Planned,
+    SchedulerStarted,
+    Stop,
+    Welcome,
+)
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
@@ -33,6 +44,7 @@ from ..settings import Settings, describe_bytes
 from ..versions import versions
 from . import inputs
 from .rank import unexpected
+from .sampling import Sampling, planned_here
 
 __all__ = ["plan_guest", "run_guest"]
 
@@ -146,6 +158,7 @@ class _Guest:
         self._signal = 0
         self._problem: EndError | None = None
         self._said = False
+        self._sampling = Sampling(lambda told: self._connection.send(ForReport(told)) if self._connection else None)
 
     async def run(self) -> int:
         """Connect, host workers in each block of the run, and wait for the end."""
@@ -168,6 +181,7 @@ class _Guest:
             task.cancel()
         if self._signal and not lost and self._retire is not None:
             await self._retire()
+        self._sampling.end()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
         processes.end_helpers()
         connection.close()
@@ -235,6 +249,7 @@ class _Guest:
     async def _start(self, welcome: Welcome, scheduler: str) -> None:
         """Start the workers of a block, with its settings and within what this node was granted."""
         from ..dask_backend import logs, processes, tls, workers
+        from ..dask_backend.compat.figures import pids_of
         from ..dask_backend.worker_factory import worker_spec
 
         connection = self._connection
@@ -254,6 +269,7 @@ class _Guest:
             site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
             self._retire = lambda: workers.retire(self._nannies, scheduler, security, settings.grace)
             connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))
+            connection.send(ForReport(planned_here(self._info.node, plans)))
             cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
             context = workers.RankContext(self._environment.task_environ(os.environ), cpus, cpus)
             specs = [worker_spec(plan, site, settings, context) for plan in plans]
@@ -263,6 +279,7 @@ class _Guest:
             workers.keep_ports(self._nannies)
             logs.report_deaths()
             self._say(plans)
+            self._sampling.begin(self._info.node, lambda: pids_of(self._nannies), _SOME)
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
@@ -298,6 +315,7 @@ class _Guest:
         from ..dask_backend import logs, workers
 
         logs.hush()
+        self._sampling.end()
         await workers.close(self._nannies, self._settings.stop_timeout)
         self._nannies.clear()
         self._retire = None

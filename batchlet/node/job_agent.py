@@ -22,6 +22,7 @@ from .. import environments, open_files, report
 from ..control.connection import Connection
 from ..control.messages import (
     Failed,
+    ForReport,
     Hello,
     Message,
     Orders,
@@ -46,6 +47,7 @@ from ..settings import Settings
 from ..versions import versions
 from . import inputs
 from .rank import unexpected
+from .sampling import Sampling, planned_here
 
 __all__ = ["run_job_agent"]
 
@@ -139,6 +141,7 @@ class _JobAgent:
         self._ways: Any = None
         self._starting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
+        self._sampling = Sampling(lambda told: self._say(ForReport(told)))
 
     async def run(self) -> int:
         """Connect, do as ordered, and wait for the end."""
@@ -162,6 +165,7 @@ class _JobAgent:
         logs.hush()
         if self._starting is not None:
             self._starting.cancel()
+        self._sampling.end()
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
         processes.end_helpers()
         if lost:
@@ -215,6 +219,7 @@ class _JobAgent:
     async def _start(self, words: Mapping[str, Any]) -> None:
         """Start the workers, within what this node was granted."""
         from ..dask_backend import logs, processes, tls, workers
+        from ..dask_backend.compat.figures import pids_of
         from ..dask_backend.worker_factory import worker_spec
 
         connection = self._connection
@@ -234,6 +239,7 @@ class _JobAgent:
             open_files.for_workers(len(plans), self._node)
             security = tls.security_for(settings.security, connection.credentials)
             site = workers.Site(reachable_host(self._node, 2, settings.interface), self._directory, security)
+            self._say(ForReport(planned_here(self._node, plans)))
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))
             here = f" on node {socket.gethostname()}"
@@ -249,6 +255,7 @@ class _JobAgent:
             logs.report_deaths()
             self._tell_end()
             self._say(Serving())
+            self._sampling.begin(self._node, lambda: pids_of(self._nannies), max(1, words["total"] // len(plans)))
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from .. import open_files, timeline
 from ..control.connection import Connection
-from ..control.messages import Gone, Planned, Ready, ReportFailure, SchedulerDied, Timeline
+from ..control.messages import ForReport, Gone, Planned, Ready, ReportFailure, SchedulerDied, Timeline
 from ..errors import EndError
-from ..plan import WorkerPlan
+from ..plan import Plan
 from ..rendezvous.base import CoordinatorRecord
 from ..resources import cgroup_memory, read_host
 from . import inputs
 from .agent_socket import user_of_peer
 from .rank import Facts, Rank
+from .sampling import planned
 from .sharing import SharingRules
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class LocalRanks:
         self._tasks_of_block: set[asyncio.Task[None]] = set()
         self._joined: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._block: Block | None = None
+        self._plan_told = False
 
     @property
     def any_came(self) -> bool:
@@ -156,6 +158,7 @@ class LocalRanks:
 
     def begin(self, rank: Rank, facts: Facts, site: Site) -> None:
         """Begin a block: plan the workers of all ranks that are here, and of those that come."""
+        self._plan_told = False
         self._block = Block(rank, facts, site, asyncio.get_running_loop().create_future())
         for local_rank in filter(lambda one: one.accepted, self._present.values()):
             self._in_block(self._start_workers(local_rank, self._block))
@@ -262,15 +265,16 @@ class LocalRanks:
         connection = self._joined.result()
         try:
             local_rank.rank = _identify(local_rank.words, block.rank)
-            plans = self._plan(local_rank, block.facts)
+            plan = self._plan(local_rank, block.facts)
         except EndError as error:
             connection.send(ReportFailure.of(error))
             return
-        connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plans]))
+        connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plan.hosted]))
+        self._tell_plan(connection, plan)
         address = await asyncio.shield(block.scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
-            specs = [worker_spec(plan, block.site, block.rank.settings, context) for plan in plans]
+            specs = [worker_spec(worker, block.site, block.rank.settings, context) for worker in plan.hosted]
             await asyncio.gather(
                 *(
                     workers.start(cls, options, address, local_rank.nannies, lambda: connection.has(Ready))
@@ -288,12 +292,23 @@ class LocalRanks:
                 failure = error if isinstance(error, EndError) else processes.start_failure("worker", error)
                 connection.send(ReportFailure.of(failure))
 
-    def _plan(self, local_rank: LocalRank, facts: Facts) -> tuple[WorkerPlan, ...]:
+    def _plan(self, local_rank: LocalRank, facts: Facts) -> Plan:
         """Plan the workers of a rank, on the CPUs that it is bound to."""
         rank = local_rank.rank
         plan = rank.plan(facts, replace(self._host, affinity=len(local_rank.cpus) or self._host.affinity))
         open_files.for_workers(len(plan.workers if self._shared else plan.hosted), rank.info.node)
-        return plan.hosted
+        return plan
+
+    def _tell_plan(self, connection: Connection, plan: Plan) -> None:
+        """Tell of workers for the report; what the plan rests on, once a block."""
+        first, self._plan_told = not self._plan_told, True
+        connection.send(ForReport(planned(plan if first else replace(plan, figures={}), plan.hosted)))
+
+    def processes(self) -> dict[str, int]:
+        """Give the process ids of all workers by their names."""
+        from ..dask_backend.compat.figures import pids_of
+
+        return pids_of(server for local_rank in self._everyone for server in local_rank.nannies)
 
     async def pause(self, timeout: float) -> None:
         """End the workers of the block; the ranks wait for another one."""

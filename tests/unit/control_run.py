@@ -74,6 +74,8 @@ class Owner:
         self.expected_nodes = dict
         self.begin_block = run.asked.append
         self.end_block = run.block_over.set
+        self.keep = lambda told, node: run.kept.extend((node, *entry) for entry in told)
+        self.use_of_block = dict
 
 
 class Run:
@@ -91,6 +93,7 @@ class Run:
         credentials: Credentials | None = None,
         host: str = "127.0.0.1",
     ) -> None:
+        self.kept: list[tuple[object, ...]] = []
         self.met = threading.Event()
         self.stopped = threading.Event()
         self.stuck = threading.Event()

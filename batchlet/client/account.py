@@ -1,0 +1,56 @@
+"""The account of a block: what the client says of its end, and what the block came to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from .. import report, timeline
+from ..node.rank import Rank
+from .announce import used
+from .backend import Backend, Outcome, StartInfo
+from .telling import ending
+
+__all__ = ["Account"]
+
+
+class Account:
+    """The account of one block.
+
+    Attributes
+    ----------
+    advice : str
+        What would have saved time at the start.
+    """
+
+    def __init__(self) -> None:
+        self._ready = time.monotonic()
+        self._marks: timeline.Marks = ()
+        self._stack = contextlib.ExitStack()
+        self.advice = ""
+
+    def begin(self, rank: Rank, start: StartInfo) -> None:
+        """Begin: the cluster is ready."""
+        self._ready, self._marks = time.monotonic(), timeline.marks()
+        path = rank.settings.path("performance_report")
+        if path is not None:
+            from .performance import Place, performance_report
+
+            place = Place(start.address, start.security)
+            self._stack.enter_context(performance_report(place, path, rank.settings.stop_timeout))
+
+    def end(self, backend: Backend, error: BaseException | None) -> None:
+        """End: the user's code has left the block, and the cluster is still there."""
+        marks = [("marks", {"who": "the client", "marks": self._marks})] if self._marks else []
+        backend.for_report([*marks, *ending(error)])
+        self._stack.close()
+
+    def show_timeline(self, rank: Rank, outcome: Outcome | None) -> None:
+        """Print what took how long at the start, if the user wants that."""
+        if rank.settings.timeline and outcome is not None:
+            for line in timeline.lines({"the client": self._marks, **outcome.timelines}):
+                report.note(line)
+
+    def line(self, outcome: Outcome | None) -> str:
+        """Say how much of what was granted was used, for the line at the end."""
+        return used(outcome.use, time.monotonic() - self._ready) if outcome is not None else ""
