@@ -85,7 +85,7 @@ class Browser:
             "goog:chromeOptions": {"args": ARGUMENTS},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             "pageLoadStrategy": "normal",
-            "timeouts": {"pageLoad": 30000},
+            "timeouts": {"pageLoad": 150000},
         }
         self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
 
@@ -95,7 +95,7 @@ class Browser:
         # No proxy: the driver is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=180) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{method} {path}: {json.load(error)['value']['message'][:500]}") from None

@@ -68,7 +68,8 @@ def _faults(report: Report) -> Iterator[Advice]:
         times = sum(worker["restarts"] for worker in again.values())
         parts.append(
             f"{names_of([f'worker {cut(name, _NAME)}' for name in again], 3)} had to be started anew"
-            f" ({count(times, 'time')} in all), and what was lost was done again"
+            + (f" ({times} times in all)" if times > 1 else "")
+            + ", and what was lost was done again"
         )
     if lost:
         where = {event["node"] for event in lost if event["node"]}

@@ -238,7 +238,8 @@ def _bars(course: Any, end: float, most: float, room: int, signs: str) -> str:
         # A part without a sample of its own is as the one before.
         last = part / weight if weight else last
         level = min(1.0, max(0.0, last / most))
-        bars.append(signs[min(len(signs) - 1, round(level * (len(signs) - 1) + (0.4 if level > 0 else 0)))])
+        # A little is not nothing.
+        bars.append(signs[max(round(level * (len(signs) - 1)), 1 if level > 0 else 0)])
     return "".join(bars)
 
 
