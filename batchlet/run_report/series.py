@@ -30,6 +30,8 @@ class Series:
         # at, cpu, used, spilled, sent, tasks, gpu, gpu_memory
         self._points: list[tuple[float, ...]] = []
         self._gpus = False
+        # From when on the first point counts.
+        self._start = 0.0
 
     def __len__(self) -> int:
         return len(self._points)
@@ -54,6 +56,8 @@ class Series:
         """Add a point; see the schema."""
         if self._points and at < self._points[-1][0]:
             return
+        if not self._points:
+            self._start = at
         self._gpus = self._gpus or gpu is not None
         busy, memory = gpu or (0.0, 0.0)
         self._points.append((at, cpu, used, spilled, sent, tasks, busy, memory))
@@ -62,7 +66,7 @@ class Series:
     def _thin(self) -> None:
         """Make one point of each two, from the oldest on; the newest may stay as it is."""
         points, thinned = self._points, []
-        start = points[0][0]
+        start = self._start
         for first, second in zip(points[::2], points[1::2], strict=False):
             length = second[0] - start
             weight = (second[0] - first[0]) / length if length > 0 else 0.5

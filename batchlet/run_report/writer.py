@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -37,7 +38,10 @@ def write(where: Path, report: Mapping[str, Any]) -> None:
     OSError
         If that cannot be.
     """
-    where.mkdir(mode=_ONLY_OURS, parents=True, exist_ok=True)
+    if where.parent.exists() and not where.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(where.parent))
+    where.parent.mkdir(mode=_ONLY_OURS, parents=True, exist_ok=True)
+    where.mkdir(mode=_ONLY_OURS, exist_ok=True)
     write_text(where / REPORT, json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n")
     _point_to(where, REPORT)
 
