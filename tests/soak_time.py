@@ -126,7 +126,8 @@ class Disturbed:
             if "SLURM_PROCID" not in environ:
                 continue
             try:
-                if "slurmstepd" in process.parent().name():
+                # The batch script is called the same, and has become srun, which ends all at once when it is told to end.
+                if "slurmstepd" in process.parent().name() and process.name() != "srun":
                     found.append(process)
             except (psutil.Error, AttributeError):
                 continue

@@ -257,9 +257,9 @@ def test_a_job_that_loses_a_node_goes_on_elsewhere(place: Place, cluster: SlurmC
             words = ["update", f"nodename={node}", "state=down", "reason=died"]
             subprocess.run(["scontrol", *words], env=place.environ, check=True, timeout=30)
 
+        slurmd_of(node).kill()
         if first == "slurm":
             declare_down()
-        slurmd_of(node).kill()
         for process in place.processes():
             if environ_of(process).get("SLURMD_NODENAME") == node:
                 with contextlib.suppress(psutil.Error):
