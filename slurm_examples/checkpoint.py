@@ -50,8 +50,9 @@ def main() -> None:
     parser.add_argument("--time-limit", help="end after this time, where the batch system has no limit")
     options = parser.parse_args()
     tasks = max(1, round(options.samples / CHUNK))
-    # Of this job alone, if it is one.
-    file = Path(f"checkpoint-{os.environ.get('SLURM_JOB_ID', 'here')}-{tasks}.json")
+    # Of this job alone, if it is one, and of those that follow it where Slurm may not start it again.
+    job = os.environ.get("BATCHLET_FIRST_JOB", os.environ.get("SLURM_JOB_ID", "here"))
+    file = Path(f"checkpoint-{job}-{tasks}.json")
 
     with batchlet.BatchletRunner(requeue=True, time_limit=options.time_limit) as runner, Client(runner) as client:
         state = load(file)

@@ -255,7 +255,9 @@ class BatchJob:
         facts = poll(self._facts_of_its_end, timeout, 0.2)
         if facts is None:
             subprocess.run(["scancel", self.id], env=self._place.environ, check=False)
-            raise AssertionError(f"the batch job is still running after {timeout} s: {self._facts()}")
+            output = Path(self._facts()["StdOut"])
+            said = output.read_text() if output.exists() else "no output"
+            raise AssertionError(f"the batch job is still running after {timeout} s: {self._facts()}\n{said}")
         path = Path(facts["StdOut"])
         output = path.read_text()
         path.unlink()

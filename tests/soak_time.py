@@ -4,7 +4,7 @@
 
 Each run is a batch job on a test cluster of its own, with ``requeue``; how and when it is stopped is drawn from the seed:
 
-- ``limit``: its time (``--time=1``, a real limit of Slurm's) is nearly over, as the run notices by itself;
+- ``limit``: its time (``--time=2``, a real limit of Slurm's) is nearly over, as the run notices by itself;
 - ``rank``: SIGTERM to the process of one of the ranks;
 - ``step``: SIGTERM to the whole step, as ``sbatch --signal`` has Slurm send it;
 - ``preempt``: another job gets its nodes.
@@ -35,8 +35,8 @@ STOPS = 3
 # What may be computed twice.
 MOST = 0.05
 KINDS = ("limit", "rank", "step", "preempt")
-# Seconds of a job with --time=1, after which it is stopped where that is by its limit; and else never.
-EARLIEST, LATEST, NEVER = 14.0, 20.0, 52.0
+# Seconds of a job with --time=2, after which it is stopped where that is by its limit; and else hardly ever.
+LIMIT, EARLIEST, LATEST, NEVER = 120, 25.0, 35.0, 110.0
 # Tasks that are done before a signal comes.
 TASKS_BEFORE = 200
 # Seconds for a requeued job to start, to be stopped, and to end.
@@ -55,12 +55,12 @@ class Disturbed:
         self._place = place
         self._kinds = kinds
         self._draw = draw
-        leads = [60 - (draw.uniform(EARLIEST, LATEST) if kind == "limit" else NEVER) for kind in kinds]
-        leads.append(60 - NEVER)
+        leads = [LIMIT - (draw.uniform(EARLIEST, LATEST) if kind == "limit" else NEVER) for kind in kinds]
+        leads.append(LIMIT - NEVER)
         where = ["--exclusive", f"--nodes={NODES}", "--partition=low"] if "preempt" in kinds else [f"--nodes={NODES}"]
         argv = f"{TASKS} {SECONDS} {','.join(f'{lead:.1f}' for lead in leads)}"
         self.job = BatchJob(
-            place, "--open-mode=append", "--time=1", *where, f"--ntasks={RANKS}", f"--ntasks-per-node={RANKS // NODES}",
+            place, "--open-mode=append", "--time=2", *where, f"--ntasks={RANKS}", f"--ntasks-per-node={RANKS // NODES}",
             script=f"#!/bin/sh\nexec srun --ntasks={RANKS} {sys.executable} {WORKLOADS / 'long_map.py'} {argv}\n",
         )  # fmt: skip
 
@@ -126,7 +126,8 @@ class Disturbed:
             if "SLURM_PROCID" not in environ:
                 continue
             try:
-                if "slurmstepd" in process.parent().name():
+                # The batch script is called the same, and has become srun, which ends all at once when it is told to end.
+                if "slurmstepd" in process.parent().name() and process.name() != "srun":
                     found.append(process)
             except (psutil.Error, AttributeError):
                 continue

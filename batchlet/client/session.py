@@ -179,7 +179,10 @@ class Session:
         except EndError as error:
             self._closed = True
             self._stack.close()
-            give_up(error, self._backend, time.monotonic() - self._began)
+            try:
+                give_up(error, self._backend, time.monotonic() - self._began)
+            finally:
+                self.stopping.after_start(error)
         except BaseException:
             self._closed = True
             self._stack.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import report
+from ..errors import ClusterLostError
 from ..node.rank import Rank
 from ..plan import CLIENT, LOCAL
 
@@ -89,14 +90,27 @@ class Stopping:
         if self._wanted:
             notes = self.clock.notes()
             if self._rank.settings.requeue:
-                from .requeue import Requeue
-
-                self._requeue = Requeue(self._rank.environ, self._rank.settings.max_attempts)
+                self._requeue = self._make_requeue()
                 notes += self._requeue.notes(self.clock.answer, in_job=self.clock.in_job)
             for text in notes:
                 report.note(text)
         if self._clock is not None:
             self._clock.start(guard.deliver)
+
+    def _make_requeue(self) -> Requeue:
+        from .requeue import Requeue
+
+        return Requeue(self._rank.environ, self._rank.settings.max_attempts)
+
+    def after_start(self, error: BaseException) -> None:
+        """Do as `after` where the run was stopped while it started.
+
+        One that could not start will hardly do so the next time.
+        """
+        rank = self._rank
+        if rank.settings.requeue and rank.role in (CLIENT, LOCAL) and not isinstance(error, ClusterLostError):
+            self._requeue = self._requeue or self._make_requeue()
+            self.after(error, lambda: None)
 
     def after(self, error: BaseException | None, let_go: Callable[[], object]) -> None:
         """Have the job started again, if the user's code has ended with an error for which that was asked for.

@@ -110,6 +110,8 @@ class ClientGuard:
         self._at_end = at_end
         self._checkpoints = checkpoints
         self._error: EndError | None = None
+        # What was raised because of it.
+        self._raised: BaseException | None = None
         self._delivered = threading.Event()
         self._over = threading.Event()
 
@@ -121,7 +123,7 @@ class ClientGuard:
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Watch over the user's code."""
-        with handled(self._on_signal, *self._signals), handled(self._on_wake, _WAKE), self._insisting():
+        with handled(self._on_signal, *self._signals), handled(self._on_wake, _WAKE), self._insisting(), self._heard():
             try:
                 yield
             finally:
@@ -194,6 +196,33 @@ class ClientGuard:
                     signal.set_wakeup_fd(last, warn_on_full_buffer=False)
                 os.close(writer)
 
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """See that what is raised in a finalizer comes to the user's code: Python says of it that it was ignored, and goes on.
+
+        A script that works with Dask's futures is in one rather often.
+        """
+        before = sys.unraisablehook
+
+        def hook(lost: Any) -> None:
+            if lost.exc_value is None or lost.exc_value is not self._raised:
+                before(lost)
+            elif not self._over.is_set():
+                threading.Thread(target=again, name="batchlet-again", daemon=True).start()
+
+        def again() -> None:
+            # Not in this very hook, nor in the finalizer if that is short.
+            time.sleep(_AGAIN / 2)
+            self._delivered.clear()
+            self._wake()
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            if sys.unraisablehook is hook:
+                sys.unraisablehook = before
+
     def _wake(self) -> None:
         """Interrupt the main thread until it has heard; not to be called by itself."""
         for _ in range(_TRIES):
@@ -218,6 +247,17 @@ class ClientGuard:
         error = self._error
         assert error is not None
         self._delivered.set()
+        if self._raised is None:
+            try:
+                self._call_back(error)
+            except BaseException as problem:
+                self._raised = problem
+                raise
+            self._raised = error
+        raise self._raised
+
+    def _call_back(self, error: EndError) -> None:
+        """Call all who want to know before it is raised."""
         if error.exit_code > 128:
             for callback in self._callbacks:
                 try:
@@ -228,7 +268,6 @@ class ClientGuard:
             self._save_work()
         if self._after is not None:
             self._after(error)
-        raise error
 
     def _save_work(self) -> None:
         """Call all who want to be; what the first that fails has raised, the user sees."""

@@ -71,6 +71,11 @@ CASES = {
         "goes-on", 143, ["^batchlet: .*SIGTERM"], ready="under way",
         act=strike(signal.SIGTERM),
     ),
+    "SIGTERM in a finalizer": Fault(
+        "Python ignores what is raised there, of which Dask's futures have many; the script hears it all the same, and once.",
+        "in-a-finalizer", 143, ["^batchlet: .*SIGTERM"], ["callback 15", "finally 3"], ready="under way",
+        act=strike(signal.SIGTERM), within=10,
+    ),
     "ignored": Fault(
         "A script that does not end within grace is ended.", "ignores-sigterm", 143,
         ["the script did not end within 2 s"], env=GRACE, act=strike(signal.SIGTERM), within=2 + 4,

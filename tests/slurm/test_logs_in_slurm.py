@@ -6,14 +6,16 @@ import json
 import re
 
 import pytest
-from run_helpers import WORKLOADS, Run, json_line
+from run_helpers import WORKLOADS, Place, Run, json_line
 
 pytestmark = pytest.mark.slurm
 
 
-def test_each_line_has_its_rank_and_node(srun: Run) -> None:
-    """Workers on two nodes, one of which dies after its last words, hosts, and a scheduler in rank 0's own process."""
-    result = srun("-N2", "-n6", script=WORKLOADS / "speaks.py", argv=["runner", "0"], timeout=120)
+def test_each_line_has_its_rank_and_node(srun: Run, place: Place) -> None:
+    """Workers on two nodes, one of which dies after its last words, hosts, and the scheduler; the report has them too."""
+    reports = place.base / "reports"
+    env = {"BATCHLET_DASK_CLUSTER__REPORT": str(reports)}
+    result = srun("-N2", "-n6", script=WORKLOADS / "speaks.py", argv=["runner", "0"], env=env, timeout=120)
     assert result.rc == 0, str(result)
     found = json.loads(json_line(result.stdout))
     nodes = {str(name): node for name, (_, node) in found["workers"].items()}
@@ -39,6 +41,14 @@ def test_each_line_has_its_rank_and_node(srun: Run) -> None:
     ):
         matching = [line for line in found["lines"] if re.fullmatch(f"[^a-z]* - {re.escape(who)} - {text}", line)]
         assert len(matching) == 1, (who, text, str(result))
+    kept = json.loads((reports / "report.json").read_text())
+    (last,) = [line for line in kept["logs"] if line["text"] == "last words"]
+    assert 0 < last.pop("at") < kept["time"]["ended"], (last, kept["time"])
+    assert last == {
+        "level": "error", "who": f"worker {died}", "rank": int(died), "node": nodes[died], "logger": "mine",
+        "text": "last words",
+    }  # fmt: skip
+    assert len(kept["logs"]) == sum(bool(re.match(r"\d{4}-", line)) for line in found["lines"])
     # Nothing is printed that was not before, and nothing twice.
     for text in ("worker: as a warning", "scheduler: as a warning", "host: by Dask's logger", "last words"):
         assert result.stderr.count(text) == 1, (text, str(result))

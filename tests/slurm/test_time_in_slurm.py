@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -9,9 +10,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_slurm import SlurmCluster
-from run_helpers import REPOSITORY, WORKLOADS, BatchJob, Job, Place, Run, eventually, json_line
+from fault_helpers import slurmd_of
+from run_helpers import REPOSITORY, WORKLOADS, BatchJob, Job, Place, Run, environ_of, eventually, json_line
 
 pytestmark = pytest.mark.slurm
 
@@ -134,6 +137,18 @@ def test_three_attempts_give_the_result_of_one(place: Place) -> None:
     place.assert_nothing_left()
 
 
+def test_a_job_that_is_stopped_while_it_starts_starts_again(place: Place) -> None:
+    """Its time is up before the cluster is ready: no error that ends the job for good."""
+    limit = '$(test -n "$SLURM_RESTART_COUNT" && echo 200 || echo 2)'
+    job = submitted(place, "-n4", command=f"srun python {ATTEMPTS} x 5", env={"TIME_LIMIT": limit, "REQUEUE": "true"})
+    done, again = ended(place, job, 120)
+    assert (done.rc, again) == (0, 1), done.output
+    assert done.output.count(f"job {job.id} goes back into the queue; attempt 2 of 10 follows") == 1, done.output
+    assert "attempt 1" not in done.output, done.output
+    assert f"RESULT {undisturbed(5)}" in done.output, done.output
+    place.assert_nothing_left()
+
+
 def test_a_preempted_job_goes_on_where_it_was(place: Place, cluster: SlurmCluster) -> None:
     """A job whose nodes another one gets is saved and started again once, whether Slurm requeues or cancels it."""
     command = f"exec srun --ntasks=4 python {ATTEMPTS} wait 30"
@@ -180,13 +195,14 @@ def test_a_job_that_must_not_be_requeued_is_followed_by_another_one(place: Place
         "#!/bin/bash\n# Its own options are no others:\n#SBATCH --time=7 --export=NONE\n\n"
         + "".join(f"export {PREFIX}{name}={value}\n" for name, value in settings.items())
         + f"export PATH={place.environ['PATH']} TMPDIR={place.tmp} TEST_RUN_MARK={place.mark}\n"
-        + f'export SLURM_CONF={place.environ["SLURM_CONF"]}\necho "exports $EXPORTED"\nexec srun python {ATTEMPTS} "$@"\n'
+        + f"export SLURM_CONF={place.environ['SLURM_CONF']}\n"
+        + f'exec srun --export=ALL python {ATTEMPTS} "$@"\n'
     )
     asked = ("-n4", "-N2", "--no-requeue", "--time=8", "--job-name=chain", "--mem-per-cpu=300M", "--partition=low")
-    submitted = place.run_only("sbatch", "--parsable", *asked, str(script), "time", "22", env={"EXPORTED": "much"})
+    submitted = place.run_only("sbatch", "--parsable", *asked, str(script), "time", "22")
     first = BatchJob.of(place, submitted.stdout.strip())
-    facts = first._facts()
     done = first.wait(90)
+    facts = first._facts()
     said = f"batchlet: job {first.id} must not be requeued"
     assert done.rc == 84, done.output
     assert done.output.count(f"{said}: where it is stopped, another job that follows it is submitted\n") == 1, (
@@ -225,3 +241,39 @@ def test_the_example_gives_the_result_of_an_undisturbed_run(place: Place) -> Non
     result = [line for line in alone.stdout.splitlines() if line.startswith("pi ")]
     assert [line for line in done.output.splitlines() if line.startswith("pi ")] == result, done.output
     place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("first", ["the run", "slurm"])
+def test_a_job_that_loses_a_node_goes_on_elsewhere(place: Place, cluster: SlurmCluster, first: str) -> None:
+    """A node that dies has the job started again once, on other nodes, whoever notices first; all workers were there."""
+    command = f"exec srun --ntasks=4 python {ATTEMPTS} wait 20"
+    job = submitted(place, "--nodes=2", "--ntasks=4", "--exclusive", command=command, env={"REQUEUE": "true"})
+    try:
+        wait_until_under_way(place, job)
+        # The ranks 2 and 3 are there.
+        node = place.run_only("scontrol", "show", "hostnames", job._facts()["NodeList"]).stdout.split()[1]
+
+        def declare_down() -> None:
+            words = ["update", f"nodename={node}", "state=down", "reason=died"]
+            subprocess.run(["scontrol", *words], env=place.environ, check=True, timeout=30)
+
+        slurmd_of(node).kill()
+        if first == "slurm":
+            declare_down()
+        for process in place.processes():
+            if environ_of(process).get("SLURMD_NODENAME") == node:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        if first == "the run":
+            output = place.cwd / f"slurm-{job.id}.out"
+            eventually(lambda: "goes back into the queue" in output.read_text(), 60, output.read_text)
+            declare_down()
+        done, again = ended(place, job, 150)
+        assert (done.rc, again) == (0, 1), done.output
+        assert "attempt 2 from" in done.output, done.output
+        assert f"RESULT {undisturbed(20)}" in done.output, done.output
+        assert node not in place.run_only("scontrol", "show", "hostnames", job._facts()["NodeList"]).stdout.split()
+    finally:
+        # With all its nodes.
+        cluster.down()
+        cluster.up()

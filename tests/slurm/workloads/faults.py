@@ -273,9 +273,25 @@ def always_exits(client):
     client.submit(lambda: os._exit(5), key="the-bad-task").result()
 
 
+class Slow:
+    def __del__(self) -> None:
+        say("under way")
+        time.sleep(1)
+
+
+def in_a_finalizer(client) -> None:
+    runner.on_terminate(lambda number: say("callback", number))
+    try:
+        Slow()
+        time.sleep(60)
+    finally:
+        say("finally", client.submit(sum, [1, 2]).result())
+
+
 FAULTS = {
     "waits-deaf": waits_deaf,
     "goes-on": goes_on,
+    "in-a-finalizer": in_a_finalizer,
     "fine": fine,
     "import-error": fine,
     "late": fine,
