@@ -27,9 +27,13 @@ def watch(patience: float) -> None:
         if seen > _LOOKS and os.getppid() == parent:
             os.kill(parent, signal.SIGKILL)
 
+    def forget() -> None:
+        # Workers have no timer, and are to have no handler either; that of a task is its own.
+        if signal.getsignal(signal.SIGALRM) is look:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
     signal.signal(signal.SIGALRM, look)
-    # Workers have no timer, and are to have no handler either.
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGALRM, signal.SIG_DFL))
+    os.register_at_fork(after_in_child=forget)
     signal.setitimer(signal.ITIMER_REAL, patience / _LOOKS, patience / _LOOKS)
 
 

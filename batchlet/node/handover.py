@@ -64,7 +64,7 @@ class Handover:
         # Where they are in memory, the orders are on standard input, which is not to be closed by anybody.
         if hasattr(os, "memfd_create") and _is_file(0):
             self._file = os.dup(0)
-            self._end = os.fstat(0).st_size
+            self._block = self._end = os.fstat(0).st_size
 
     @property
     def number(self) -> int:

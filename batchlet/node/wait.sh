@@ -6,7 +6,7 @@
 told() {
     [ -z "$accepted" ] && exit $((128 + $1))
     hit=1
-    echo "signalled $1" >&3
+    echo "signalled $1" 2>/dev/null >&3
 }
 accepted=$BATCHLET_ACCEPTED
 python=$BATCHLET_AGENT_PYTHON
@@ -16,6 +16,8 @@ starts=$BATCHLET_AGENT_STARTS
 agent=
 ended=
 unset BATCHLET_ACCEPTED BATCHLET_AGENT_PYTHON BATCHLET_AGENT_CODE BATCHLET_AGENT_ADDED BATCHLET_AGENT_STARTS
+# The agent may be gone when it is told something.
+trap : PIPE
 trap 'told 15' TERM
 trap 'told 2' INT
 if [ -n "$starts" ]; then

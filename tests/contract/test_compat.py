@@ -240,7 +240,8 @@ def test_keep_port(cluster: Run) -> None:
     """A worker whose process is started again has the address that it had."""
 
     async def use(scheduler: Any, nanny: Any) -> None:
-        dask_internals.keep_port(nanny)
+        port = dask_internals.keep_port(nanny)
+        assert nanny.worker_address.endswith(f":{port}")
         before, [process] = nanny.worker_address, dask_internals.child_processes(nanny)
         os.kill(process.pid, signal.SIGKILL)
         await until(lambda: not process.is_alive())

@@ -45,6 +45,7 @@ SHAPES = {
     "a node each": Shape(("srun", "-N3", "-n3", "-c4")),
     "two ranks": Shape(("srun", "-N1", "-n2", "-c4")),
     "an agent each": Shape(("srun", "-N1", "-n5"), env=options(share_node=False)),
+    "an allocation": Shape(("salloc", "-N2", "-n4")),
     "two blocks": Shape(("srun", "-N2", "-n6", "--ntasks-per-node=3"), blocks=2),
     "two blocks, early": Shape(("srun", "-N2", "-n6", "--ntasks-per-node=3"), "early", 2),
 }

@@ -22,8 +22,18 @@ BACK = re.compile(
 SEED = 16
 
 
-@pytest.mark.parametrize("part", ["start", "tasks", "end"])
-@pytest.mark.parametrize("name", ["early", "python -m", "a node each", "two ranks", "an agent each", "two blocks"])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("two nodes", "end"),
+        ("early", "start"),
+        ("python -m", "tasks"),
+        ("a node each", "tasks"),
+        ("two ranks", "start"),
+        ("an agent each", "tasks"),
+        ("two blocks", "start"),
+    ],
+)
 def test_whenever_an_agent_is_killed_the_results_are_right(place: Place, name: str, part: str) -> None:
     """tests/soak_agents.py does the same at random."""
     shape, draw = SHAPES[name], random.Random(f"{SEED} {name} {part}")

@@ -39,7 +39,9 @@ def block(client):
     numbers = range(int(len(planned) * seconds / PAUSE))
     # At the address of a worker of each node, which is to be the address of the one that comes in its place.
     pinned = [
-        client.submit(square, n, workers=[name], pure=False) for n, name in enumerate(sorted(planned)) for _ in "ab"
+        client.submit(square, n, workers=[name], pure=False)
+        for n, name in enumerate(sorted(planned, key=str))
+        for _ in "ab"
     ]
     total = sum(client.gather(client.map(square, numbers, pure=False)))
     say("total right" if total == sum(n * n for n in numbers) else f"total WRONG {total}")
