@@ -101,7 +101,7 @@ def test_nobody_but_the_owner_finds_reads_enters_or_sees_a_run_that_can_be_attac
     assert result.rc == 0, result
     for visitor in visitors[1:]:
         assert visitor.process.wait(30) == 0, visitor.stderr
-    eventually(lambda: "is over; its client is closed" in visitors[0].stderr, 30)
+    eventually(lambda: "; its client is closed" in visitors[0].stderr, 30)
     visitors[0].process.kill()
     assert list(register.iterdir()) == []
     assert not record.exists()
