@@ -13,7 +13,7 @@ from .command_line import Parser
 from .environments import detected, first_process
 from .errors import EndError, LauncherError, UsageError
 from .node.wait import AGENT_ENVIRONMENT
-from .rendezvous import CoordinatorRecord, FileRendezvous
+from .rendezvous import CoordinatorRecord, FileRendezvous, register
 from .settings import PREFIX, Settings
 
 __all__ = ["COMMAND", "main"]
@@ -81,11 +81,15 @@ def _parse(arguments: Sequence[str], *, speaks: bool) -> str:
 
 def _file(run: str) -> Path:
     """Find out where the record of a run should be."""
-    path = Path(run)
-    if path.name == run:
+    path, by_name = Path(run), Path(run).name == run
+    if by_name:
         path = Path(Settings.resolve({}, os.environ).rendezvous_dir) / run
     path = path.expanduser().absolute()
-    return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+    path = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+    if by_name and not path.exists():
+        # Started in another directory.
+        path = next((file for file in register.entries().values() if file.name == path.name), path)
+    return path
 
 
 def _find(file: Path) -> CoordinatorRecord:

@@ -28,9 +28,9 @@ __all__ = ["main"]
 
 # Seconds for a scheduler to answer; while it is busy, the last answer stays.
 _ANSWER = 30.0
-_HEAD = ("WORKER", "NODE", "CPU", "MEMORY", "SPILLED", "RUNNING", "READY", "NODE'S NET")
+_HEAD = ("WORKER", "NODE", "CPU", "MEMORY", "SPILLED", "TASKS", "READY", "NODE NET")
 # Lines of the screen that are no worker's, with rich and without.
-_RICH_ROOM, _PLAIN_ROOM = 8, 4
+_RICH_ROOM, _PLAIN_ROOM = 7, 4
 _LEAST = 5
 # Seconds for the names of hosts, where there is no second look.
 _NAMES = 1.0
@@ -141,8 +141,8 @@ def _headline(visit: Visit, total: Total | None) -> str:
 
 
 def _cells(worker: Worker) -> tuple[str, ...]:
-    used = f"{describe_bytes(worker.memory)}" + (
-        f" of {describe_bytes(worker.limit)} {percent(worker.filled):>5}" if worker.limit else ""
+    used = (
+        f"{percent(worker.filled)} of {describe_bytes(worker.limit)}" if worker.limit else describe_bytes(worker.memory)
     )
     return (
         worker.name + (" (paused)" if worker.paused else ""),
@@ -189,7 +189,7 @@ def _screen(stack: contextlib.ExitStack) -> Any:
     def show(visit: Visit, workers: list[Worker] | None) -> None:
         found = workers or []
         room = max(_LEAST, console.height - _RICH_ROOM)
-        table = Table(expand=True, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for number, name in enumerate(_HEAD):
             table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True, overflow="ellipsis")
         for worker in found[:room]:
@@ -199,9 +199,8 @@ def _screen(stack: contextlib.ExitStack) -> Any:
             cells[3].stylize("red" if worker.paused or worker.filled > 0.8 else "yellow" if worker.filled > 0.6 else "")
             table.add_row(*cells)
         headline = Text(_headline(visit, total_of(found) if workers is not None else None), style="bold")
-        more = Text(
-            f"and {len(found) - room} more, less busy" if len(found) > room else "Ctrl-C leaves; the run goes on"
-        )
-        live.update(Group(headline, table, more), refresh=True)
+        more = f"and {len(found) - room} more, less busy; " if len(found) > room else ""
+        foot = Text(f"{more}Ctrl-C leaves, the run goes on", style="dim")
+        live.update(Group(headline, Text(), table, Text(), foot), refresh=True)
 
     return show

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from batchlet import joining
 from batchlet.rendezvous import CoordinatorRecord, register
 
 
@@ -29,6 +30,19 @@ def test_a_run_that_is_entered_is_found_until_it_leaves(record, tmp_path):
     register.leave(other)
     assert list(register.entries()) == [register.entry_of(record)]
     assert "cd" * 8 not in " ".join(map(str, place.iterdir())), "nothing secret is in a name"
+
+
+def test_a_run_that_was_started_elsewhere_is_joined_by_its_name(record, tmp_path, monkeypatch):
+    file = tmp_path / "elsewhere" / ".batchlet" / "slurm-hpc-1.0.json"
+    register.enter(record, file)
+    monkeypatch.chdir(tmp_path)
+    assert joining._file("slurm-hpc-1.0") == file
+    here = tmp_path / ".batchlet" / "slurm-hpc-1.0.json"
+    here.parent.mkdir()
+    here.touch()
+    assert joining._file("slurm-hpc-1.0") == here, "what is here comes first"
+    assert joining._file("slurm-hpc-2.0").parent == here.parent
+    assert joining._file("./x/slurm-hpc-1.0") == tmp_path / "x" / here.name
 
 
 def test_what_is_no_entry_is_left_alone(record, tmp_path):
