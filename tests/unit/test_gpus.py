@@ -15,6 +15,8 @@ from batchlet.environments.base import Figure, ProcessInfo
 from batchlet.environments.slurm import SlurmAllocation, SlurmStep
 from batchlet.errors import PlanError
 from batchlet.gpus import NO_GPUS, Gpus, granted
+from batchlet.jobs.sizing import fit, size_of_job
+from batchlet.jobs.systems import batch_system
 from batchlet.nvidia import host_gpus, near_cpus, read_gpus
 from batchlet.plan import make_plan
 from batchlet.resources import NodeResources, read_host
@@ -251,6 +253,38 @@ def test_no_gpu_has_more_workers_than_was_said_and_no_worker_has_one_that_was_no
     elif found and not {"workers_per_node", "threads_per_worker", "gpus_per_worker"} & options.keys():
         of_hosts = {device for rank, plan in plans.items() if plan.hosted for device in gpus(rank).devices}
         assert set(used) == of_hosts
+
+
+# Jobs that are submitted
+
+
+def job(names, gpus, **options):
+    """The workers of a node of a job that was granted these GPUs."""
+    whole = Figure(8, "SLURM_CPUS_ON_NODE")
+    resources = NodeResources(whole, whole, Figure(8 * GIB, "SLURM_MEM_PER_NODE"), gpus)
+    return fit(names, [1] * len(names), GIB, resources, settings_of(submit="slurm", **options))[0]
+
+
+def test_a_submitted_job_has_a_worker_for_each_gpu_and_asks_for_them():
+    cores, memory = Figure(8, "cores="), Figure(8 * GIB, "memory=")
+    size = size_of_job(settings_of(submit="slurm", gpus=4), cores, memory)
+    assert (size.workers_per_node, size.threads, size.gpus) == (4, (2, 2, 2, 2), 4)
+    size = size_of_job(settings_of(submit="slurm", gpus_per_worker=2, workers_per_node=3), cores, memory)
+    assert (size.workers_per_node, size.gpus) == (3, 6)
+    assert size_of_job(settings_of(submit="slurm"), cores, memory).gpus == 0
+    assert batch_system("slurm").gpus(4) == ("--gres=gpu:4",)
+    assert batch_system("pbs").gpus(4) is None
+
+
+def test_the_workers_of_a_job_have_the_gpus_that_it_was_granted():
+    workers = job(["0-0", "0-1"], shared(2)(0))
+    assert [worker.environ for worker in workers] == [{CUDA: "0,1"}, {CUDA: "1,0"}]
+    assert [worker.gpus for worker in job(["0-0", "0-1"], shared(4)(0))] == [("0", "1"), ("2", "3")]
+    assert [worker.gpus for worker in job(["0-0", "0-1"], None)] == [(), ()]
+    with pytest.raises(PlanError, match=r"3 workers on node \S+, which has 2 GPUs"):
+        job(["0-0", "0-1", "0-2"], shared(2)(0))
+    with pytest.raises(PlanError, match="no variable names a GPU that the job was granted"):
+        job(["0-0"], NO_GPUS, gpus_per_worker=1)
 
 
 # The driver
