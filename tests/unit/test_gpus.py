@@ -201,6 +201,10 @@ def test_fewer_cpus_than_gpus_are_a_sentence():
     with pytest.raises(PlanError, match=r"4 workers, one for each GPU .* need 4 CPUs on node n1, which has 2\."):
         node((0,), 1, shared(4), cpus=2)
     assert len(node((0,), 1, shared(4), cpus=2, gpus_per_worker=2)[0].workers) == 2
+    whole, bound = Figure(64, "SLURM_CPUS_ON_NODE"), Figure(2, "CPU affinity")
+    resources = NodeResources(whole, bound, Figure(64 * GIB, "SLURM_MEM_PER_NODE"), shared(4)(0))
+    with pytest.raises(PlanError, match=r"4 workers on one rank of node n1 need 4 threads, but a rank has 2 CPUs"):
+        make_plan(ProcessInfo("slurm", 2, 3, "n1", 1, (0, 1, 2), "run"), resources, settings_of())
 
 
 OPTIONS = {
