@@ -171,6 +171,18 @@ def test_more_workers_than_gpus_are_refused(
         assert words.format(node=f"{cluster.node_prefix}1", cuda=CUDA) in result.errors[0], str(result)
 
 
+def test_a_gpu_that_all_ranks_were_told_by_hand_is_not_shared_by_accident(
+    place: Place, cluster: SlurmCluster, constrained: bool
+) -> None:
+    """Where Slurm knows nothing of the GPUs, the agent of the node tells the same GPU for all from one for each."""
+    if constrained:
+        pytest.skip("the same as without ConstrainDevices")
+    result = run(place, cluster, "-N1 -n4 -w4", set_=f"{CUDA}=0")
+    assert (result.rc, result.stdout) == (2, ""), str(result)
+    assert "2 worker ranks on node" in result.stderr, str(result)
+    assert "1 GPU (CUDA_VISIBLE_DEVICES), 1 of them would have one" in result.stderr, str(result)
+
+
 OF_JOBS = """
 from dask.distributed import Client
 
