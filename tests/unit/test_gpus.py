@@ -19,9 +19,9 @@ from batchlet.jobs.sizing import fit, size_of_job
 from batchlet.jobs.systems import batch_system
 from batchlet.nvidia import host_gpus, near_cpus, read_gpus
 from batchlet.plan import make_plan
-from batchlet.resources import NodeResources, read_host
+from batchlet.resources import NodeResources, node_resources, read_host
 
-from .shapes import GIB, settings_of
+from .shapes import GIB, SHAPES, settings_of
 
 A, B = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 MIG = "MIG-41b3359c-e721-56e5-8009-12e5797ed514"
@@ -257,6 +257,31 @@ def test_no_gpu_has_more_workers_than_was_said_and_no_worker_has_one_that_was_no
     elif found and not {"workers_per_node", "threads_per_worker", "gpus_per_worker"} & options.keys():
         of_hosts = {device for rank, plan in plans.items() if plan.hosted for device in gpus(rank).devices}
         assert set(used) == of_hosts
+
+
+# The jobs of data/gpus_*.json
+CAPTURED = {
+    "gpus_gres": {"2": "0", "2-1": "1", "3": "2", "3-1": "3"},
+    "gpus_uneven": {"2": "0", "2-1": "1", "3": "2", "3-1": "3", "4": "0", "4-1": "1"},
+    "gpus_per_task": {"0": "0", "1": "1", "2": "2", "3": "3"},
+    "gpus_single": {"0": "0", "1": "1", "2": "2", "3": "3"},
+    "gpus_amd": {"2": "0", "3": "1"},
+    # Each rank calls its own 0.
+    "gpus_per_task_constrained": {"0": "0", "1": "0", "2": "0", "3": "0"},
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_tasks_of_a_real_slurm_saw_makes_these_workers(name):
+    plans = []
+    for task in SHAPES[name].tasks:
+        info, grant = SlurmStep().identity(task.env), SlurmStep().granted(task.env)
+        plans.append(make_plan(info, node_resources(grant, task.host), settings_of()))
+    assert {str(w.name): ",".join(w.gpus) for plan in plans for w in plan.hosted} == CAPTURED[name]
+
+
+def test_every_captured_job_with_gpus_is_looked_at():
+    assert CAPTURED.keys() == {name for name in SHAPES if name.startswith("gpus")}
 
 
 # Jobs that are submitted
