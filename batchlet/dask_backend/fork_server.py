@@ -39,7 +39,8 @@ __all__ = ["give", "start"]
 
 # Modules of ours that are imported while a worker starts.
 _LATE_IMPORTS = ("batchlet.dask_backend.tls", "batchlet.dask_backend.rank_preload")
-_WORTH_WARMING = 4
+# With two workers warming up takes as long as it saves, and they share more memory.
+_WORTH_WARMING = 2
 # Where the fork server waits for the run's credentials before it serves.
 _waiting: int | None = None
 
@@ -52,7 +53,7 @@ def start(directory: str, workers: int) -> None:
     directory : str
         Where files may be made and left.
     workers : int
-        About how many workers will be forked: warming up takes as long as it saves for two or three of them.
+        About how many workers will be forked.
     """
     if (
         mp_context().get_start_method() != "forkserver"
