@@ -128,12 +128,12 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
         head_cpus = _head_cpus(shape, resources.cpus.value, count)
         # LocalCluster calls its workers 0, 1, 2.
         names = [(n, info.rank) for n in range(count)] if shape.kind == "local" else _names(shape.hosts, count)
-        threads = _threads(names, resources, head_cpus, settings, info.node)
+        gpus = gpus_in_use(resources.gpus, len(shape.hosts), settings)
+        threads = _threads(names, resources, head_cpus, settings, info.node, by_launcher=gpus is None)
         memory = _memory(count, usable, head_memory, settings, info.node)
         workers = tuple(
             WorkerPlan(name, rank, number, memory) for (name, rank), number in zip(names, threads, strict=True)
         )
-        gpus = gpus_in_use(resources.gpus, len(shape.hosts), settings)
         shares = divide(gpus, names, info.rank, settings, info.node)
         workers = tuple(
             replace(worker, gpus=share.gpus, environ=share.environ)
@@ -246,6 +246,8 @@ def _threads(
     head_cpus: int,
     settings: Settings,
     node: str,
+    *,
+    by_launcher: bool,
 ) -> list[int]:
     """Threads of each worker, in the order of `names`."""
     count, cpus = len(names), resources.cpus.value
@@ -274,7 +276,7 @@ def _threads(
             + ". Lower workers_per_node or ask for more CPUs (srun --cpus-per-task)."
         )
     most = resources.cpus_per_rank
-    if max(per_rank) > most.value and settings.workers_per_node is not None:
+    if max(per_rank) > most.value and not (by_launcher and settings.workers_per_node is None):
         raise PlanError(
             f"{max(per_rank)} workers on one rank of node {node} need {max(per_rank)} threads, but a rank has "
             f"{_cpus(most.value)} ({most.source}). Lower workers_per_node or ask for more CPUs (srun --cpus-per-task)."

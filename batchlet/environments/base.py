@@ -159,8 +159,9 @@ class Environment(ABC):
 
     def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
         """Read which GPUs this process may use; `None` where no variable says so and no job has the host to itself."""
-        found = granted(environ, amd=_only_amd())
-        return NO_GPUS if found is None and any(environ.get(name) for name in _JOBS) else found
+        if any(name in environ for name in GPU_VARIABLES):
+            return granted(environ, amd=_only_amd())
+        return NO_GPUS if any(environ.get(name) for name in _JOBS) else None
 
     def identity(self, environ: Mapping[str, str]) -> ProcessInfo:
         """Read who this process is, and whether its GPUs are its own."""

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("dask_jobqueue")
 
+from batchlet.errors import SettingsError
 from batchlet.job import named
 from batchlet.jobs.job import job_class
 from batchlet.jobs.options import resolve
@@ -162,3 +163,17 @@ def test_a_sites_file_says_how_gridengine_is_asked(tmp_path):
         assert options.keywords["job_extra_directives"] == ["-pe threads 4", "-l mem_free=2G"]
         options = resolve({"submit": "sge", "workers_per_node": 2, "pe": "", **SIZE})
         assert options.keywords["job_extra_directives"] == ["-l mem_free=2G"]
+
+
+def test_gpus_are_asked_for_unless_the_users_own_directives_ask_for_them() -> None:
+    """`gpus` is a directive where the system has one way to ask for them; elsewhere the user has to say it."""
+
+    def directives(system: str, **given: Any) -> list[str]:
+        return list(resolve({"submit": system, **SIZE, "gpus": 2, **given}).keywords["job_extra_directives"])
+
+    assert directives("slurm") == ["--gres=gpu:2"]
+    assert directives("lsf") == ['-gpu "num=2"']
+    assert directives("slurm", job_extra_directives=["--gres=gpu:a100:2"]) == ["--gres=gpu:a100:2"]
+    assert directives("pbs", resource_spec="select=1:ncpus=4:ngpus=2") == []
+    with pytest.raises(SettingsError, match="each site has its own way to ask"):
+        directives("pbs")

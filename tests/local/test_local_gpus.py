@@ -29,7 +29,7 @@ if __name__ == "__main__":
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before["CUDA_VISIBLE_DEVICES"]
     sys.stdout.write("RESULT " + json.dumps(found) + "\\n")
 """
-# What counts of dask_cuda.CUDAWorker, as of 26.10: a Nanny for each device that its process sees, the resources as one text, and
+# What counts of dask_cuda.CUDAWorker, as of 26.10: a Nanny for each device that its process sees, resources as one text, and
 # names with a number behind them where there are several.
 DASK_CUDA = """
 import asyncio, os
@@ -37,8 +37,10 @@ from distributed import Nanny
 from distributed.core import Server
 
 class CUDAWorker(Server):
-    def __init__(self, scheduler=None, host=None, nthreads=1, name=None, memory_limit="auto", rmm_pool_size=None, resources=None,
-                 dashboard=True, dashboard_address=":0", local_directory=None, preload=[], security=None, worker_class=None, **kwargs):
+    def __init__(
+        self, scheduler=None, host=None, nthreads=1, name=None, memory_limit="auto", rmm_pool_size=None, resources=None,
+        dashboard=True, dashboard_address=":0", local_directory=None, preload=[], security=None, worker_class=None, **kwargs
+    ):
         devices = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
         preload_argv = kwargs.pop("preload_argv", [])
         assert rmm_pool_size == "1GB"

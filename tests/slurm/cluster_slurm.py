@@ -121,6 +121,10 @@ class SlurmCluster:
             raise ValueError(f"nodes must be 1 to {MAX_NODES}, not {nodes}")
         if task_plugin not in TASK_PLUGINS:
             raise ValueError(f"task_plugin must be one of {', '.join(TASK_PLUGINS)}, not {task_plugin!r}")
+        if gpus and (len(gpus) != nodes or not all(re.fullmatch(r"\w+:\d:[\w,]*", each) for each in gpus)):
+            raise ValueError(
+                f"gpus must name those of each of the {nodes} nodes, such as a100:4:, not {' '.join(gpus)}"
+            )
         machine_cpus = os.cpu_count() or 1
         if task_plugin == "affinity":
             if cpus not in (None, machine_cpus):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cluster_slurm import SlurmCluster
 from conftest import a_cluster
+from jobs_helpers import Login
 from run_helpers import WORKLOADS, BatchJob, Place, Result, json_line
 
 pytestmark = pytest.mark.slurm
@@ -168,3 +169,37 @@ def test_more_workers_than_gpus_are_refused(
         assert (result.rc, result.stdout) == (2, ""), str(result)
         assert len(result.errors) == 1, str(result)
         assert words.format(node=f"{cluster.node_prefix}1", cuda=CUDA) in result.errors[0], str(result)
+
+
+def test_a_gpu_that_all_ranks_were_told_by_hand_is_not_shared_by_accident(
+    place: Place, cluster: SlurmCluster, constrained: bool
+) -> None:
+    """Where Slurm knows nothing of the GPUs, the agent of the node tells the same GPU for all from one for each."""
+    if constrained:
+        pytest.skip("the same as without ConstrainDevices")
+    result = run(place, cluster, "-N1 -n4 -w4", set_=f"{CUDA}=0")
+    assert (result.rc, result.stdout) == (2, ""), str(result)
+    assert "2 worker ranks on node" in result.stderr, str(result)
+    assert "1 GPU (CUDA_VISIBLE_DEVICES), 1 of them would have one" in result.stderr, str(result)
+
+
+OF_JOBS = """
+from dask.distributed import Client
+
+with made(jobs=1, gpus=2, walltime="00:10:00") as cluster, Client(cluster) as client:
+    client.wait_for_workers(2, timeout=60)
+    seen = client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    sys.stdout.write("RESULT " + json.dumps([sorted(seen.values()), resources]) + "\\n")
+"""
+
+
+def test_a_submitted_job_asks_for_its_gpus_and_divides_them(
+    place: Place, cluster: SlurmCluster, constrained: bool
+) -> None:
+    """`gpus=2` is what Slurm is asked for, and each of the two workers has one of those that the job was granted."""
+    if constrained:
+        pytest.skip("the same as without ConstrainDevices")
+    result = Login(cluster, place).run(OF_JOBS, timeout=150)
+    assert result.rc == 0, str(result)
+    assert json.loads(json_line(result.stdout)) == [["0,1", "1,0"], [{"GPU": 1}, {"GPU": 1}]]

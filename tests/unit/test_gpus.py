@@ -15,11 +15,13 @@ from batchlet.environments.base import Figure, ProcessInfo
 from batchlet.environments.slurm import SlurmAllocation, SlurmStep
 from batchlet.errors import PlanError
 from batchlet.gpus import NO_GPUS, Gpus, granted
+from batchlet.jobs.sizing import fit, size_of_job
+from batchlet.jobs.systems import batch_system
 from batchlet.nvidia import host_gpus, near_cpus, read_gpus
 from batchlet.plan import make_plan
-from batchlet.resources import NodeResources, read_host
+from batchlet.resources import NodeResources, node_resources, read_host
 
-from .shapes import GIB, settings_of
+from .shapes import GIB, SHAPES, settings_of
 
 A, B = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 MIG = "MIG-41b3359c-e721-56e5-8009-12e5797ed514"
@@ -199,6 +201,10 @@ def test_fewer_cpus_than_gpus_are_a_sentence():
     with pytest.raises(PlanError, match=r"4 workers, one for each GPU .* need 4 CPUs on node n1, which has 2\."):
         node((0,), 1, shared(4), cpus=2)
     assert len(node((0,), 1, shared(4), cpus=2, gpus_per_worker=2)[0].workers) == 2
+    whole, bound = Figure(64, "SLURM_CPUS_ON_NODE"), Figure(2, "CPU affinity")
+    resources = NodeResources(whole, bound, Figure(64 * GIB, "SLURM_MEM_PER_NODE"), shared(4)(0))
+    with pytest.raises(PlanError, match=r"4 workers on one rank of node n1 need 4 threads, but a rank has 2 CPUs"):
+        make_plan(ProcessInfo("slurm", 2, 3, "n1", 1, (0, 1, 2), "run"), resources, settings_of())
 
 
 OPTIONS = {
@@ -251,6 +257,63 @@ def test_no_gpu_has_more_workers_than_was_said_and_no_worker_has_one_that_was_no
     elif found and not {"workers_per_node", "threads_per_worker", "gpus_per_worker"} & options.keys():
         of_hosts = {device for rank, plan in plans.items() if plan.hosted for device in gpus(rank).devices}
         assert set(used) == of_hosts
+
+
+# The jobs of data/gpus_*.json
+CAPTURED = {
+    "gpus_gres": {"2": "0", "2-1": "1", "3": "2", "3-1": "3"},
+    "gpus_uneven": {"2": "0", "2-1": "1", "3": "2", "3-1": "3", "4": "0", "4-1": "1"},
+    "gpus_per_task": {"0": "0", "1": "1", "2": "2", "3": "3"},
+    "gpus_single": {"0": "0", "1": "1", "2": "2", "3": "3"},
+    "gpus_amd": {"2": "0", "3": "1"},
+    # Each rank calls its own 0.
+    "gpus_per_task_constrained": {"0": "0", "1": "0", "2": "0", "3": "0"},
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_tasks_of_a_real_slurm_saw_makes_these_workers(name):
+    plans = []
+    for task in SHAPES[name].tasks:
+        info, grant = SlurmStep().identity(task.env), SlurmStep().granted(task.env)
+        plans.append(make_plan(info, node_resources(grant, task.host), settings_of()))
+    assert {str(w.name): ",".join(w.gpus) for plan in plans for w in plan.hosted} == CAPTURED[name]
+
+
+def test_every_captured_job_with_gpus_is_looked_at():
+    assert CAPTURED.keys() == {name for name in SHAPES if name.startswith("gpus")}
+
+
+# Jobs that are submitted
+
+
+def job(names, gpus, **options):
+    """The workers of a node of a job that was granted these GPUs."""
+    whole = Figure(8, "SLURM_CPUS_ON_NODE")
+    resources = NodeResources(whole, whole, Figure(8 * GIB, "SLURM_MEM_PER_NODE"), gpus)
+    return fit(names, [1] * len(names), GIB, resources, settings_of(submit="slurm", **options))[0]
+
+
+def test_a_submitted_job_has_a_worker_for_each_gpu_and_asks_for_them():
+    cores, memory = Figure(8, "cores="), Figure(8 * GIB, "memory=")
+    size = size_of_job(settings_of(submit="slurm", gpus=4), cores, memory)
+    assert (size.workers_per_node, size.threads, size.gpus) == (4, (2, 2, 2, 2), 4)
+    size = size_of_job(settings_of(submit="slurm", gpus_per_worker=2, workers_per_node=3), cores, memory)
+    assert (size.workers_per_node, size.gpus) == (3, 6)
+    assert size_of_job(settings_of(submit="slurm"), cores, memory).gpus == 0
+    assert batch_system("slurm").gpus(4) == ("--gres=gpu:4",)
+    assert batch_system("pbs").gpus(4) is None
+
+
+def test_the_workers_of_a_job_have_the_gpus_that_it_was_granted():
+    workers = job(["0-0", "0-1"], shared(2)(0))
+    assert [worker.environ for worker in workers] == [{CUDA: "0,1"}, {CUDA: "1,0"}]
+    assert [worker.gpus for worker in job(["0-0", "0-1"], shared(4)(0))] == [("0", "1"), ("2", "3")]
+    assert [worker.gpus for worker in job(["0-0", "0-1"], None)] == [(), ()]
+    with pytest.raises(PlanError, match=r"3 workers on node \S+, which has 2 GPUs"):
+        job(["0-0", "0-1", "0-2"], shared(2)(0))
+    with pytest.raises(PlanError, match="no variable names a GPU that the job was granted"):
+        job(["0-0"], NO_GPUS, gpus_per_worker=1)
 
 
 # The driver

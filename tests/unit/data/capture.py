@@ -59,6 +59,17 @@ SHAPES = {
     "salloc_step_smaller": "salloc -N2 -n8 --mem=1G srun -N2 -n3 TASK",
     "salloc_without_srun": "salloc -N2 -n6 --mem=1G TASK",
 }
+# These need nodes with GPUs (``up --gpus a100:4: a100:2: mi250:2:amd_gpu_env none:0:``), the last one ``--constrain-devices``
+# as well.
+GPU_SHAPES = {
+    "gpus_gres": "srun -N1 -n4 --mem=1G --gres=gpu:4 TASK",
+    "gpus_uneven": "srun -N2 -n5 -c2 --mem=1G --gpus=6 TASK",
+    "gpus_per_task": "srun -N1 -n4 --mem=1G --gpus-per-task=1 TASK",
+    "gpus_single": "sbatch -N1 -n4 --mem=1G --gres=gpu:4 : srun --gpu-bind=single:1 TASK",
+    "gpus_amd": "srun -N1 -n4 --mem=1G --gres=gpu:mi250:2 TASK",
+    "gpus_per_task_constrained": "srun -N1 -n4 --mem=1G --gpus-per-task=1 TASK",
+}
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 
 
 def look() -> dict[str, object]:
@@ -66,7 +77,7 @@ def look() -> dict[str, object]:
     variables = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SLURMD_NODENAME")) and name not in LEFT_OUT
+        if name.startswith(("SLURM_", "SLURMD_NODENAME", *GPU_VARIABLES)) and name not in LEFT_OUT
     }
     limits = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -118,7 +129,7 @@ def main() -> None:
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     for name in sys.argv[1:] or SHAPES:
         with tempfile.TemporaryDirectory() as folder:
-            tasks = tasks_of(SHAPES[name], Path(folder))
+            tasks = tasks_of({**SHAPES, **GPU_SHAPES}[name], Path(folder))
         common = {
             key: value for key, value in tasks[0]["env"].items() if all(task["env"].get(key) == value for task in tasks)
         }
@@ -126,7 +137,7 @@ def main() -> None:
         lines = [json.dumps({**rank, "seen": task["seen"]}) for rank, task in zip(ranks, tasks, strict=True)]
         (HERE / f"{name}.json").write_text(
             "{\n"
-            f'"command": {json.dumps(SHAPES[name])},\n"slurm": {json.dumps(version)},\n'
+            f'"command": {json.dumps({**SHAPES, **GPU_SHAPES}[name])},\n"slurm": {json.dumps(version)},\n'
             f'"common": {json.dumps(dict(sorted(common.items())), indent=1)},\n'
             '"ranks": [\n' + ",\n".join(lines) + "\n]\n}\n"
         )
