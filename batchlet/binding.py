@@ -196,7 +196,7 @@ def bind_plan(
         host,
         settings,
         reserve=int(heads.value) if heads is not None else 0,
-        alone=plan.role == LOCAL and not in_job,
+        alone=LOCAL in (plan.role, plan.mode) and not in_job,
         near=near,
     )
     return plan if figure is None else replace(plan, workers=workers, figures={**plan.figures, FIGURE: figure})
@@ -227,7 +227,7 @@ def bind_workers(
     reserve : int
         CPUs of scheduler and client.
     alone : bool
-        Whether nobody has granted the node, and "auto" means no.
+        Whether nobody has granted the node, so that another job here may choose the same CPUs, and "auto" means no.
     near : tuple of frozenset of int
         As for `bind`.
 

@@ -225,12 +225,12 @@ class _JobAgent:
             options, config = inputs.unpack_options(words)
             self._settings = settings = Settings.resolve(options, {})
             self._ways, self._others = words["ways"], words["others"]
-            host = read_host()
-            granted = node_resources(self._environment.grant(os.environ), host)
+            grant, host = self._environment.grant(os.environ), read_host()
+            granted = node_resources(grant, host)
             plans, difference = fit(
                 words["names"], words["threads"], words["limit"], granted, settings.memory_headroom_frac
             )
-            plans, _ = bind_workers(plans, granted, host, settings)
+            plans, _ = bind_workers(plans, granted, host, settings, alone=grant.cpus is None)
             if config is not None:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])
