@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from . import report
 from .environments.base import Figure
 from .plan import LOCAL, Plan, WorkerPlan
 from .resources import HostFacts, NodeResources
@@ -269,7 +270,7 @@ def _problem(resources: NodeResources, host: HostFacts, threads: int, alone: boo
     if resources.cpus_per_rank.value < cpus.value:
         return _KEPT + resources.cpus_per_rank.source
     if threads > len(mask):
-        return f"{threads} threads share {len(mask)} CPUs"
+        return f"{threads} threads share {report.count(len(mask), 'CPU')}"
     if len(mask) > cpus.value and not _counted_in_cores(cpus.value, host):
         return (
             f"{cpus.value} CPUs are granted ({cpus.source}), but which of the {len(mask)} in the CPU mask is not known"
