@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from . import report
 from .environments.base import Figure
 from .nvidia import near_cpus
 from .plan import LOCAL, Plan, WorkerPlan
@@ -194,7 +195,7 @@ def bind_plan(
         host,
         settings,
         reserve=int(heads.value) if heads is not None else 0,
-        alone=plan.role == LOCAL and not in_job,
+        alone=LOCAL in (plan.role, plan.mode) and not in_job,
     )
     return plan if figure is None else replace(plan, workers=workers, figures={**plan.figures, FIGURE: figure})
 
@@ -223,7 +224,7 @@ def bind_workers(
     reserve : int
         CPUs of scheduler and client.
     alone : bool
-        Whether nobody has granted the node, and "auto" means no.
+        Whether nobody has granted the node, so that another job here may choose the same CPUs, and "auto" means no.
 
     Returns
     -------
@@ -269,11 +270,10 @@ def _problem(resources: NodeResources, host: HostFacts, threads: int, alone: boo
     if resources.cpus_per_rank.value < cpus.value:
         return _KEPT + resources.cpus_per_rank.source
     if threads > len(mask):
-        return f"{threads} threads share {len(mask)} CPUs"
+        return f"{threads} threads share {report.count(len(mask), 'CPU')}"
     if len(mask) > cpus.value and not _counted_in_cores(cpus.value, host):
-        return (
-            f"{cpus.value} CPUs are granted ({cpus.source}), but which of the {len(mask)} in the CPU mask is not known"
-        )
+        granted = f"{report.count(cpus.value, 'CPU')} granted ({cpus.source})"
+        return f"{granted}, but which of the {len(mask)} in the CPU mask is not known"
     return None
 
 

@@ -5,12 +5,11 @@ UCX brings InfiniBand, RoCE and NVLink to Dask, by a package of its own. It encr
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 from . import entry_points
 
-__all__ = ["in_the_clear", "problem_with"]
+__all__ = ["problem_with", "security_off"]
 
 _UCX = ("ucx", "ucxx")
 # The group in which packages name the protocols that they bring to Dask.
@@ -21,9 +20,10 @@ def _name(protocol: str) -> str:
     return protocol.partition("://")[0]
 
 
-def in_the_clear(protocol: str | None, *, secure: bool) -> str | None:
-    """Name the protocol, for the line at the start, if it is one that never encrypts; that all is open is said anyway."""
-    return _name(protocol) if protocol and not secure and _name(protocol) in _UCX else None
+def security_off(protocol: str | None) -> str:
+    """Say, for the line at the start, that a run is open to others, and whether its protocol could not be otherwise."""
+    name = _name(protocol or "")
+    return "security off" + (f" ({name} does not encrypt)" if name in _UCX else "")
 
 
 def problem_with(protocol: str, *, secure: bool, variable: str) -> str | None:
@@ -50,6 +50,8 @@ def problem_with(protocol: str, *, secure: bool, variable: str) -> str | None:
             f"{what}, but security is on. Add security=False ({variable}=false) if nobody "
             "else uses the network and the nodes, or leave the protocol out."
         )
+    import importlib.util
+
     # Before 2025 `ucx` was Dask's own, on the package ucx-py.
     there = name in entry_points.found(_BACKENDS) if name in _UCX else True
     if there or (name == "ucx" and importlib.util.find_spec("ucp") is not None):

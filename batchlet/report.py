@@ -9,9 +9,10 @@ import sys
 import time
 
 from .errors import EndError, InputError
+from .protocols import security_off
 from .settings import LOG_LEVELS, describe_bytes
 
-__all__ = ["count", "duration", "ended", "failure", "log_level", "note", "others_may_read", "security_off", "started"]
+__all__ = ["count", "duration", "ended", "failure", "log_level", "note", "others_may_read", "started"]
 
 
 def log_level() -> str:
@@ -73,7 +74,7 @@ def started(
     tunnel: str | None,
     secure: bool,
     instead: str | None = None,
-    in_the_clear: str | None = None,
+    protocol: str | None = None,
 ) -> None:
     """Say what is running.
 
@@ -93,8 +94,8 @@ def started(
         Whether the run is closed to other users.
     instead : str, optional
         What to say in place of the dashboard's address, which is secret.
-    in_the_clear : str, optional
-        The protocol, if it is one that encrypts nothing; see `security_off`.
+    protocol : str, optional
+        Dask's protocol, where it was asked for.
     """
     low, high = (describe_bytes(size) for size in memory)
     if instead:
@@ -109,14 +110,9 @@ def started(
         + f"{count(workers, 'worker')} x "
         + (count(threads[0], "thread") if threads[0] == threads[1] else f"{threads[0]}-{threads[1]} threads")
         + f" x {low if low == high else f'{low} to {high}'}"
-        + ("" if secure else security_off(in_the_clear))
+        + ("" if secure else f", {security_off(protocol)}")
         + place
     )
-
-
-def security_off(in_the_clear: str | None) -> str:
-    """Say that a run is open to others, and of a protocol that encrypts nothing that it does not."""
-    return ", security off" + (f" ({in_the_clear} does not encrypt)" if in_the_clear else "")
 
 
 def ended(*, seconds: float, workers: int, error: str | None, advice: str = "", use: str = "") -> None:

@@ -16,7 +16,6 @@ from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
 from ..plan import LOCAL
-from ..protocols import in_the_clear
 from ..settings import Settings, describe_bytes
 from .backend import Backend, StartInfo
 
@@ -49,7 +48,7 @@ def announce(backend: Backend, start: StartInfo) -> None:
         dashboard=link,
         tunnel=tunnel,
         secure=rank.settings.security is not False,
-        in_the_clear=in_the_clear(rank.settings.protocol, secure=rank.settings.security is not False),
+        protocol=rank.settings.protocol,
         instead=_tell_owner(backend, [link, tunnel]) if hidden else None,
     )
     if start.run_id is None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,25 @@ VARIABLE = "BATCHLET_RANK_PLACE"
 UPLOADS = "BATCHLET_WORKER_UPLOADS"
 
 
+def bind(options: dict[str, Any], given: Mapping[str, Any], cpus: tuple[int, ...]) -> None:
+    """Have a worker run on CPUs of its own, and not on all those of its rank.
+
+    Parameters
+    ----------
+    options : dict of str to object
+        The Nanny's keyword arguments.
+    given : mapping of str to object
+        Those that the user has given.
+    cpus : tuple of int
+        The CPUs; none leaves it where its rank is.
+    """
+    if cpus:
+        env = options.get("env") or {}
+        place = {**json.loads(env.get(VARIABLE, "{}")), "cpus": list(cpus)}
+        options["env"] = {**env, VARIABLE: json.dumps(place)}
+        options |= preload(given)
+
+
 def preload(given: Mapping[str, Any]) -> dict[str, Any]:
     """Give the Nanny's options for preloading this module first and then what the user wants preloaded."""
     modules = given.get("preload", dask.config.get("distributed.worker.preload")) or []
@@ -34,25 +53,6 @@ def preload(given: Mapping[str, Any]) -> dict[str, Any]:
         arguments = [arguments] * len(modules)
     arguments = list(arguments) or [[] for _ in modules]
     return {"preload": [__name__, *modules], "preload_argv": [[], *arguments]}
-
-
-def bind(options: dict[str, Any], given: Mapping[str, Any], cpus: Sequence[int]) -> None:
-    """Have a worker run on CPUs of its own, and not on all those of its rank.
-
-    Parameters
-    ----------
-    options : dict of str to object
-        The Nanny's keyword arguments.
-    given : mapping of str to object
-        Those that the user has given.
-    cpus : sequence of int
-        The CPUs; none leaves it where its rank is.
-    """
-    if cpus:
-        env = options.get("env") or {}
-        place = {**json.loads(env.get(VARIABLE, "{}")), "cpus": list(cpus)}
-        options["env"] = {**env, VARIABLE: json.dumps(place)}
-        options |= preload(given)
 
 
 def dask_setup(worker: Any) -> None:

@@ -33,7 +33,7 @@ from ..dask_backend.worker_logs import all_in_one
 from ..environments import detected
 from ..errors import EndError, SettingsError
 from ..network import reachable_host
-from ..protocols import in_the_clear
+from ..protocols import security_off
 from ..security import dashboard_token
 from ..settings import describe_bytes
 from . import job as jobs_of_dask
@@ -325,13 +325,12 @@ def _announce(job: JobOptions, link: str, *, secure: bool) -> None:
     """Say what each job will bring."""
     size = job.size
     hidden = secure and report.others_may_read(shared=detected(os.environ).output_is_shared(os.environ))
-    clear = in_the_clear(job.settings.protocol, secure=secure)
     place = "cluster.dashboard_link has the dashboard's address" if hidden else f"dashboard {link}"
     report.note(
         f"{job.system.name}: each job {f'{size.nodes} nodes x ' if size.nodes > 1 else ''}"
         f"{report.count(size.workers_per_node, 'worker')} x {report.count(size.threads[0], 'thread')} x "
         f"{describe_bytes(size.limit)}"
-        + ("" if secure else report.security_off(clear))
+        + ("" if secure else f", {security_off(job.settings.protocol)}")
         + (f", {place}" if link else "")
     )
 

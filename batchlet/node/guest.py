@@ -111,7 +111,7 @@ def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
 
 
 def plan_guest(
-    info: ProcessInfo, resources: NodeResources, settings: Settings, host: HostFacts
+    info: ProcessInfo, resources: NodeResources, settings: Settings, host: HostFacts, *, in_job: bool
 ) -> tuple[WorkerPlan, ...]:
     """Plan the workers of one task of a job that joins a run: none of its tasks is the scheduler or the client.
 
@@ -125,6 +125,8 @@ def plan_guest(
         What the run's user asked for.
     host : HostFacts
         What the task can see of the node.
+    in_job : bool
+        Whether a batch system has granted it.
 
     Raises
     ------
@@ -141,7 +143,7 @@ def plan_guest(
         extra_clients=0,
         slots=processes_of(min(resources.cpus.value, resources.cpus_per_rank.value)) if alone else info.slots,
     )
-    hosted = bind_plan(make_plan(shifted, resources, settings), resources, host, settings).hosted
+    hosted = bind_plan(make_plan(shifted, resources, settings), resources, host, settings, in_job=in_job).hosted
     return tuple(
         replace(worker, name=f"{info.run_id}-{info.rank}-{number}", rank=info.rank)
         for number, worker in enumerate(hosted)
@@ -327,7 +329,8 @@ class _Guest:
         grant, asked = environment.granted(os.environ), None
         if grant.memory is None and host.cgroup_memory is None:
             asked = environment.ask(os.environ).get(self._info.node)
-        return plan_guest(self._info, node_resources(grant, host, asked), settings, host)
+        resources = node_resources(grant, host, asked)
+        return plan_guest(self._info, resources, settings, host, in_job=grant.cpus is not None)
 
     def _say(self, plans: Sequence[WorkerPlan]) -> None:
         if self._said or not self._speaks or not plans:

@@ -237,10 +237,10 @@ class _JobAgent:
             options, config = inputs.unpack_options(words)
             self._settings = settings = Settings.resolve(options, {})
             self._ways, self._others = words["ways"], words["others"]
-            seen = read_host()
-            granted = node_resources(self._environment.granted(os.environ), seen)
+            grant, seen = self._environment.granted(os.environ), read_host()
+            granted = node_resources(grant, seen)
             plans, difference = fit(words["names"], words["threads"], words["limit"], granted, settings)
-            plans, _ = bind_workers(plans, granted, seen, settings)
+            plans, _ = bind_workers(plans, granted, seen, settings, alone=grant.cpus is None)
             if config is not None:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])

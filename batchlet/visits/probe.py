@@ -110,7 +110,7 @@ def security_of(cluster: Cluster) -> Any:
 
 
 def _settings_of(launch: str) -> Settings:
-    """What the run's user has asked for, as far as it is about who may connect and how; an object of theirs travels by value."""
+    """What the run's user has asked for of its connections; an object of theirs travels by value."""
     words = inputs.from_text(launch)
     try:
         options = inputs.unpack_options(words)[0]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from batchlet import binding
 from batchlet.binding import FIGURE, bind, bind_plan
 from batchlet.environments.base import Figure, Grant, ProcessInfo
+from batchlet.node.guest import plan_guest
 from batchlet.plan import Plan, make_plan
 from batchlet.resources import HostFacts, node_resources
 from batchlet.topology import Domain, describe_cpus, parse_cpus, read_domains, read_topology
@@ -197,6 +198,12 @@ def test_a_worker_is_near_what_it_is_to_be_near_where_there_is_room():
 # The plan
 
 
+def describe(monkeypatch, root: Path) -> None:
+    """Have the host described by these files."""
+    monkeypatch.setattr(binding, "read_domains", lambda cpus: read_domains(cpus, root))
+    monkeypatch.setattr(binding, "read_topology", lambda cpus: read_topology(cpus, root))
+
+
 def plan_on(
     monkeypatch,
     tmp_path,
@@ -210,9 +217,7 @@ def plan_on(
     **options,
 ) -> Plan:
     """The plan of a node with one rank of a run of four, on a host that is described so."""
-    root = write_tree(tmp_path, domains)
-    monkeypatch.setattr(binding, "read_domains", lambda cpus: read_domains(cpus, root))
-    monkeypatch.setattr(binding, "read_topology", lambda cpus: read_topology(cpus, root))
+    describe(monkeypatch, write_tree(tmp_path, domains))
     have = tuple(cpus_of(domains))
     mask = have if mask is None else mask
     host = HostFacts(host_cpus or len(have), len(mask), 64 * GIB, mask=mask)
@@ -257,7 +262,7 @@ def test_where_there_is_nothing_to_gain_nothing_is_bound_or_said(monkeypatch, tm
     ("domains", "case", "reason"),
     [
         # Another job may have the others: no cpuset keeps this one to its own.
-        (made_host(2, 4), {"cpus": 4}, "4 CPUs are granted (SLURM_CPUS_ON_NODE), but which of the 8 "),
+        (made_host(2, 4), {"cpus": 4}, "4 CPUs granted (SLURM_CPUS_ON_NODE), but which of the 8 "),
         # Each rank is bound to some of the node's CPUs, of both domains: nobody knows to which the ranks beside it are.
         (made_host(2, 4), {"mask": (3, 4), "cpus": 8}, "the launcher's binding is kept: CPU affinity"),
         # As a test cluster on a small machine has it.
@@ -294,9 +299,7 @@ def test_where_the_launcher_counts_cores_their_hyperthreads_are_granted_too(monk
 
 
 def test_the_ranks_of_a_node_agree_whichever_of_them_plans(monkeypatch, tmp_path):
-    root = write_tree(tmp_path, made_host(2, 8))
-    monkeypatch.setattr(binding, "read_domains", lambda cpus: read_domains(cpus, root))
-    monkeypatch.setattr(binding, "read_topology", lambda cpus: read_topology(cpus, root))
+    describe(monkeypatch, write_tree(tmp_path, made_host(2, 8)))
     ranks = list(range(2, 10))
     host = HostFacts(16, 16, 64 * GIB, mask=tuple(range(16)))
     plans = []
@@ -307,3 +310,21 @@ def test_the_ranks_of_a_node_agree_whichever_of_them_plans(monkeypatch, tmp_path
         plans.append(bind_plan(make_plan(info, resources, settings_of()), resources, host, settings_of()))
     assert len({plan.workers for plan in plans}) == 1
     assert sorted(cpu for plan in plans for worker in plan.hosted for cpu in worker.cpus) == list(range(16))
+
+
+@pytest.mark.parametrize("in_job", [True, False])
+def test_the_tasks_of_a_job_that_joins_a_run_agree_too_unless_nobody_has_granted_the_node(
+    monkeypatch, tmp_path, in_job
+):
+    describe(monkeypatch, write_tree(tmp_path, made_host(2, 4)))
+    host = HostFacts(8, 8, 64 * GIB, mask=tuple(range(8)))
+    resources = node_resources(Grant(Figure(8, "NSLOTS") if in_job else None), host)
+    taken = []
+    for rank in range(2) if in_job else [0]:
+        info = ProcessInfo(
+            "slurm" if in_job else "local", rank, 2 if in_job else 1, "n9", 1, (0, 1) if in_job else (0,), "job"
+        )
+        taken += [
+            worker.cpus for worker in plan_guest(info, resources, settings_of(workers_per_node=4), host, in_job=in_job)
+        ]
+    assert sorted(taken) == ([(0, 1), (2, 3), (4, 5), (6, 7)] if in_job else [()] * 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchlet.errors import SettingsError
-from batchlet.protocols import in_the_clear
+from batchlet.protocols import security_off
 from batchlet.settings import PREFIX, Settings
 
 
@@ -64,10 +64,9 @@ def test_the_ucx_of_older_dasks_is_taken(installed):
 def test_of_other_protocols_dask_knows_best(installed, protocol):
     """A script may have brought one itself."""
     assert Settings.resolve({"protocol": protocol, "security": False}, {}).protocol == protocol
-    assert in_the_clear(protocol, secure=False) is None
+    assert security_off(protocol) == "security off"
 
 
 def test_the_line_at_the_start_names_a_protocol_that_never_encrypts():
-    assert in_the_clear("ucxx://", secure=False) == "ucxx"
-    assert in_the_clear("tls", secure=True) is None
-    assert in_the_clear(None, secure=False) is None
+    assert security_off("ucxx://") == "security off (ucxx does not encrypt)"
+    assert security_off(None) == "security off"

@@ -53,7 +53,7 @@ RUN = {
         ({"tunnel": "ssh -L 8787:n1:8787 login"}, "http://n1:8787/status through ssh -L 8787:n1:8787 login"),
         ({"dashboard": None}, "x 1.00 GiB, no dashboard (it needs bokeh)"),
         ({"secure": False}, "x 1.00 GiB, security off, dashboard"),
-        ({"secure": False, "in_the_clear": "ucx"}, "x 1.00 GiB, security off (ucx does not encrypt), dashboard"),
+        ({"secure": False, "protocol": "ucx"}, "x 1.00 GiB, security off (ucx does not encrypt), dashboard"),
         ({"instead": "cat a.dashboard", "tunnel": "ssh -N"}, "x 1.00 GiB, dashboard: cat a.dashboard"),
         ({"ranks": 1, "nodes": 1, "where": "local", "workers": 1, "threads": (1, 1)}, "local: 1 worker x 1 thread x"),
     ],
