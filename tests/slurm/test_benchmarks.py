@@ -152,12 +152,13 @@ def test_a_run_that_hangs_is_a_failure_and_nothing_is_left(
     assert mark not in jobs.stdout.split()
 
 
-def test_what_tls_costs_has_a_row_for_each_figure(cluster: SlurmCluster) -> None:
-    """What TLS costs: a row for each figure, above 0."""
-    result = benchmark("tls.py", "--quick", "--repeats=1", "--modes", "local")
+@pytest.mark.parametrize(("script", "figures"), [("tls.py --modes local", 4), ("links.py --local", 3)])
+def test_what_connections_cost_has_a_row_for_each_figure(cluster: SlurmCluster, script: str, figures: int) -> None:
+    """What TLS and links cost: a row for each figure, above 0."""
+    result = benchmark(*script.split(), "--quick", "--repeats=1")
     assert result.rc == 0, str(result)
     found = rows(result.stdout, "least-greatest")
-    assert len(found) == 4, str(result)
+    assert len(found) == figures, str(result)
     assert all(float(cell) > 0 for cells in found.values() for cell in cells[:3]), str(result)
 
 
