@@ -228,7 +228,7 @@ class RanksBackend:
             return
         if connection.coordinator_is_alive:
             connection.send(ForReport(told))
-        elif self._reports is not None:
+        elif self._reports is not None and told[-1][0] == "ended":
             telling.end_instead_of_rank_0(self._rank, connection.record.run_id, self._reports, told)
 
     def listen(self, news: News) -> None:

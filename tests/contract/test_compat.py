@@ -834,26 +834,29 @@ def test_figures_of_workers_and_tasks(cluster: Callable[..., Any]) -> None:
     def prepare(dask_worker: Any) -> None:
         figures.count_traffic(dask_worker)
 
-    async def use(scheduler: Any, nanny: Any) -> Any:
+    async def use(scheduler: Any, _: Any) -> Any:
         scheduler.add_plugin(Watch())
         async with (
-            Nanny(scheduler.address, nthreads=1, host="127.0.0.1") as other,
+            Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name="one") as one,
+            Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name=2) as other,
             Client(scheduler.address, asynchronous=True) as client,
         ):
             await client.run(prepare)
-            data = client.submit(bytes, 3_000_000, workers=[nanny.worker_address], key="data-1")
+            data = client.submit(bytes, 3_000_000, workers=[one.worker_address], key="data-1")
             await client.submit(len, data, workers=[other.worker_address], key="length-1")
             for _ in range(100):
                 found = {str(state.name): figures.figures_of(state) for state in scheduler.workers.values()}
-                if any(one["sent"] for one in found.values()) and any(one["received"] for one in found.values()):
+                if found["one"]["sent"] and found["2"]["received"]:
                     break
                 await asyncio.sleep(0.1)
-            return found, figures.pids_of([nanny, other]), {str(nanny.name), str(other.name)}
+            pids = {one.process.pid, other.process.pid}
+            return {name: found[name] for name in ("one", "2")}, figures.pids_of([one, other]), pids
 
-    found, pids, names = cluster(use)
-    assert set(found) == set(pids) == names
-    assert sorted(one["sent"] > 2_900_000 for one in found.values()) == [False, True]
-    assert sorted(one["received"] > 2_900_000 for one in found.values()) == [False, True]
+    found, named, pids = cluster(use)
+    assert set(named) == {"one", "2"}
+    assert set(named.values()) == pids
+    assert found["one"]["sent"] > 2_900_000 > found["2"]["sent"]
+    assert found["2"]["received"] > 2_900_000 > found["one"]["received"]
     assert {one["spilled"] for one in found.values()} == {0}
     assert {one["executing"] for one in found.values()} == {0}
     assert {one["written"] for one in found.values()} == {0}

@@ -120,7 +120,7 @@ def test_a_run_has_its_report_however_it_ends(place, tmp_path, name):
 
 
 USE = """
-import json, os, subprocess, sys, time
+import contextlib, json, os, psutil, subprocess, sys, time
 from batchlet.early import BatchletRunner
 
 def used():
@@ -141,7 +141,7 @@ def half_busy(cpu, size):
         time.sleep(time.monotonic() - began)
 
 def burn():
-    code = "import time\\nwhile time.process_time() < 3: pass"
+    code = "import time\\nwhile time.process_time() < 2: pass"
     subprocess.run([sys.executable, "-S", "-c", code], check=True)
 
 if __name__ == "__main__":
@@ -149,19 +149,28 @@ if __name__ == "__main__":
     with BatchletRunner() as runner:
         from dask.distributed import Client
         with Client(runner) as client:
-            def heads():
-                return time.process_time() + client.run_on_scheduler(time.process_time)
-            before, heads_before = used(), heads()
-            futures = [client.submit(half_busy, 9, 1_000_000_000, workers=2), client.submit(burn, workers=2)]
+            [(worker, began)] = client.run(lambda: (os.getpid(), sum(os.times()[:4]))).values()
+            def others():
+                # What the kernel counts too: scheduler, client, the host of the worker, rank 0, shells.
+                total = 0
+                for process in psutil.process_iter():
+                    with contextlib.suppress(psutil.Error):
+                        of_us = process.environ().get("SLURM_JOB_ID") == os.environ["SLURM_JOB_ID"]
+                        if of_us and process.pid != worker and worker not in [one.pid for one in process.parents()]:
+                            total += sum(process.cpu_times()[:2])
+                return total
+            before, others_before = used(), others()
+            futures = [client.submit(half_busy, 5, 1_000_000_000, workers=2), client.submit(burn, workers=2)]
             client.gather(futures)
-            after, heads_after = used(), heads()
-            cpu = after[0] - before[0] - (heads_after - heads_before)
+            after, others_after = used(), others()
+            cpu = began + after[0] - before[0] - (others_after - others_before)
             print("RESULT " + json.dumps({"cpu": cpu, "memory": after[1]}), flush=True)
 """
 
 
+@pytest.mark.timeout(900)
 def test_the_figures_agree_with_the_kernels_account_of_the_step(cluster: SlurmCluster, srun: Run, tmp_path):
-    """A load of known size: one worker busy half of its time with 1 GB in memory, and a program that burns three seconds."""
+    """A load of known size: one worker busy half of its time with 1 GB in memory, and a program that burns two seconds."""
     if not (cluster.memory_enforced and Path("/sys/fs/cgroup/cpuacct").is_dir()):
         unavailable("the control groups of this machine do not count CPU time and memory apart (version 1)")
     result = srun(
@@ -172,7 +181,7 @@ def test_the_figures_agree_with_the_kernels_account_of_the_step(cluster: SlurmCl
     kernel = json.loads(json_line(result.stdout))
     found = report_of(tmp_path)
     said = f"{kernel}\n{json.dumps(found['use'])}\n{json.dumps(found['workers'])}\n{result}"
-    # The kernel's figure is of all processes of the step, less scheduler and client; the worker's start is in ours alone.
+    # The kernel's figure is of all processes of the step, less those that are not the worker's.
     assert found["use"]["cpu_seconds"] == pytest.approx(kernel["cpu"], rel=0.05), said
     assert found["use"]["memory_peak_worker"] == "2", said
     # What Python, Dask and the other processes have, which the kernel counts too, is some part of 100 MB.
@@ -181,7 +190,7 @@ def test_the_figures_agree_with_the_kernels_account_of_the_step(cluster: SlurmCl
     [node] = found["nodes"].values()
     assert max(node["used"]) >= 1e9, said
     group = next(group for group in found["task_groups"] if group["name"] == "half_busy")
-    assert group["seconds"] >= 17, said
+    assert group["seconds"] >= 9, said
     end = next(line for line in result.errors if line.startswith("batchlet: done after"))
     share = round(100 * found["use"]["cpu_fraction"])
     assert any(f"CPUs {one} % busy" in end for one in (share - 1, share, share + 1)), end
