@@ -67,7 +67,9 @@ class ClusterAccount:
     def heard(self, event: h.Event) -> None:
         """Take in what the hub hears of nodes, in its thread; what is not for the report alone goes on."""
         if isinstance(event, h.Noted):
-            self._book.take(event.told, event.node)
+            # A node whose words make no sense is none of the cluster's worries.
+            with contextlib.suppress(TypeError, ValueError, KeyError):
+                self._book.take(event.told, event.node)
             return
         if isinstance(event, h.Serves) and not self._ready:
             self._ready = True

@@ -44,14 +44,14 @@ def memory_option(report: Mapping[str, Any], factor: float) -> str | None:
     if not whole:
         return None
     source, mode = " ".join(sorted(sources)), report["run"]["mode"]
+    if mode == "jobs":
+        return f'`memory="{_typed(whole)}iB"`'
     if "SLURM_MEM_PER_CPU" in source:
         return f"`--mem-per-cpu={_typed(per_cpu)}`"
     if "h_vmem" in source:
         return f"`-l h_vmem={_typed(per_cpu)}`"
     if "SLURM" in source or "scontrol" in source or mode in ("slurm", "allocation"):
         return f"`--mem={_typed(whole)}`"
-    if mode == "jobs":
-        return f'`memory="{_typed(whole)}iB"`'
     return None if mode == "local" else f"{_typed(whole)}iB for each node"
 
 
@@ -59,12 +59,12 @@ def time_option(report: Mapping[str, Any], seconds: float) -> str:
     """Say what to type to be granted this time."""
     written = f"{seconds // 3600:02.0f}:{seconds % 3600 // 60:02.0f}:00"
     source = " ".join(figure["source"] for node in report["nodes"].values() for figure in node["figures"].values())
+    if report["run"]["mode"] == "jobs":
+        return f'`walltime="{written}"`'
     if "SLURM" in source or report["run"]["mode"] in ("slurm", "allocation"):
         return f"`--time={written}`"
     if "h_vmem" in source or "NSLOTS" in source:
         return f"`-l h_rt={written}`"
-    if report["run"]["mode"] == "jobs":
-        return f'`walltime="{written}"`'
     return f"a limit of {written}"
 
 

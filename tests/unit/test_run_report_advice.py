@@ -54,6 +54,8 @@ def test_what_to_type_is_what_was_typed_before(source, typed):
     for node in made["nodes"].values():
         node["figures"]["memory"]["source"] = source
     assert typed in said(made)["memory"]
+    made["run"]["mode"] = "jobs"
+    assert '`memory="1792MiB"`' in said(made)["memory"]
 
 
 def test_nobody_is_asked_for_less_memory_on_a_laptop():
