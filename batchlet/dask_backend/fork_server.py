@@ -40,7 +40,8 @@ __all__ = ["give", "start"]
 
 # Modules of ours that are imported while a worker starts.
 _LATE_IMPORTS = ("batchlet.dask_backend.tls", "batchlet.dask_backend.rank_preload")
-_WORTH_WARMING = 4
+# With two workers warming up takes as long as it saves, and they share more memory.
+_WORTH_WARMING = 2
 # Where the fork server waits for the run's credentials before it serves.
 _waiting: int | None = None
 
@@ -53,7 +54,7 @@ def start(directory: str, workers: int, patience: float | None = None) -> int | 
     directory : str
         Where files may be made and left.
     workers : int
-        About how many workers will be forked: warming up takes as long as it saves for two or three of them.
+        About how many workers will be forked.
     patience : float, optional
         Seconds after which this process is killed where it has been stopped; see `stopped_host`.
 

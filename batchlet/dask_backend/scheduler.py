@@ -15,8 +15,8 @@ from ..network import in_url
 from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
-from .compat.dask_internals import lose_worker
 from .compat.http_servers import http_address
+from .compat.scheduler_state import lose_worker
 from .compat.tls_connections import limit_handshakes
 from .logs import configure_logging, hush
 from .processes import start_failure

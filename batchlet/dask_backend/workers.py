@@ -17,7 +17,7 @@ from distributed import Nanny, rpc
 
 from ..node.wait import AGENT_ENVIRONMENT
 from . import rank_preload
-from .compat import dask_internals
+from .compat import dask_internals, scheduler_state
 from .compat.multiprocessing_internals import true_exit_codes
 from .compat.tls_connections import limited_handshakes
 from .logs import expect_death
@@ -210,7 +210,9 @@ def keep_ports(servers: Sequence[Any]) -> dict[str, int]:
 
 
 async def retire(servers: Sequence[Any], scheduler: str, security: Any, timeout: float) -> None:
-    """Have what workers have computed brought to others, for as long as that may take; they get no more to do.
+    """Have workers finish what they are at, and what they have computed brought to others, for as long as that may take.
+
+    They get no more to do. Of what they are still computing when the time is over others begin anew.
 
     Parameters
     ----------
@@ -223,12 +225,24 @@ async def retire(servers: Sequence[Any], scheduler: str, security: Any, timeout:
     timeout : float
         Seconds.
     """
-    addresses = [nanny.worker_address for server in servers for nanny in dask_internals.nannies_of(server)]
+    there = (nanny.worker_address for server in servers for nanny in dask_internals.nannies_of(server))
+    addresses = list(filter(None, there))
+    arguments = security.get_connection_args("worker")
+
+    async def go(remote: Any) -> None:
+        busy = [True]
+        while any(busy):
+            await remote.retire_workers(workers=addresses, remove=False)
+            busy = await asyncio.gather(*(scheduler_state.is_computing(address, arguments) for address in addresses))
+            await asyncio.sleep(_NEWS)
+        # What was finished meanwhile.
+        await remote.retire_workers(workers=addresses, remove=False)
+
     with contextlib.suppress(Exception):
-        async with rpc(scheduler, connection_args=security.get_connection_args("worker")) as remote:
-            await asyncio.wait_for(remote.retire_workers(workers=list(filter(None, addresses)), remove=False), timeout)
-        # The scheduler tells them so on another way: one that is ended before it hears that logs an error.
-        await asyncio.sleep(_NEWS)
+        async with rpc(scheduler, connection_args=arguments) as remote:
+            await asyncio.wait_for(go(remote), timeout)
+    # The scheduler tells them so on another way: one that is ended before it hears that logs an error.
+    await asyncio.sleep(_NEWS)
 
 
 async def close(servers: Sequence[Any], timeout: float) -> None:

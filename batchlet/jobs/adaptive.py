@@ -69,7 +69,9 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         # More than there are, Dask wants for the work. Up to that it looks at what there is, jobs that retire among it.
         target = await self.target()
         enough = target <= sum(map(len, workers.values()))
-        wanted = self._needed(workers) if enough else math.ceil(target / cluster.workers_per_job)
+        # Those that have joined from elsewhere do their part, for as long as they are there.
+        guests = sum(len(states) for name, states in workers.items() if name not in cluster.keeper.book.records)
+        wanted = self._needed(workers) if enough else math.ceil((target - guests) / cluster.workers_per_job)
         wanted = int(max(self.minimum, min(self.maximum, wanted)))
         surplus = len(cluster.worker_spec) - wanted
         self._surplus = self._surplus + 1 if surplus > 0 else 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed.core import Status
 
-from ..dask_backend.compat.dask_internals import addresses_of, are_computing, lose_worker
+from ..dask_backend.compat.scheduler_state import addresses_of, are_computing, lose_worker
 from . import job as jobs_of_dask
 from .adaptive import job_of
 from .keeper import JobKeeper

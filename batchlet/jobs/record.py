@@ -361,7 +361,10 @@ class JobBook:
         if len(self._failures) >= _EQUAL and len(set(self._failures[-_EQUAL:])) == 1:
             yield from self._give_up(f"{_EQUAL} jobs in a row were lost in the same way")
         elif self._restarts >= self._max_restarts:
-            yield from self._give_up(f"{self._restarts} jobs were replaced already (max_restarts)")
+            replaced = {0: "", 1: "; 1 job was replaced already"}.get(
+                self._restarts, f"; {self._restarts} jobs were replaced already"
+            )
+            yield from self._give_up(f"max_restarts={self._max_restarts}{replaced}")
         else:
             self._restarts += 1
             yield Replace()

@@ -24,6 +24,7 @@ from ..control.messages import Failed, Hello, Message, Pause, Paused, Planned, S
 from ..control.signals import handled
 from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
+from ..environments.allocation_end import AllocationEnd, find_allocation_end
 from ..errors import ClusterLostError, EndError, UsageError
 from ..network import reachable_host
 from ..plan import WorkerPlan, make_plan, processes_of
@@ -31,6 +32,7 @@ from ..rendezvous import CoordinatorRecord
 from ..resources import NodeResources, node_resources, read_host
 from ..settings import Settings, describe_bytes
 from ..versions import versions
+from ..walltime import at_clock, default_lead
 from . import inputs
 from .rank import unexpected
 
@@ -44,6 +46,8 @@ _LATE = 5.0
 _HEADS = 2
 # About how many workers there will be, before the run has said what they are like.
 _SOME = 64
+# Seconds between the moments at which two tasks of a job ask the batch system for its end.
+_IN_TURN = 0.05
 
 
 def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
@@ -144,6 +148,9 @@ class _Guest:
         self._tasks: list[asyncio.Task[None]] = []
         self._connection: Connection | None = None
         self._signal = 0
+        # When this job ends, once its workers have to go because of that.
+        self._ends: AllocationEnd | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._problem: EndError | None = None
         self._said = False
 
@@ -164,10 +171,10 @@ class _Guest:
         lost = not connection.coordinator_is_alive
         self._end_in_time()
         logs.hush()
-        for task in self._tasks:
+        for task in [*self._tasks, *filter(None, [self._watch])]:
             task.cancel()
-        if self._signal and not lost and self._retire is not None:
-            await self._retire()
+        if (self._signal or self._ends is not None) and not lost and self._retire is not None:
+            await self._retire(self._time_to_leave())
         await workers.close(self._nannies, 0.0 if lost else self._settings.stop_timeout)
         processes.end_helpers()
         connection.close()
@@ -179,6 +186,12 @@ class _Guest:
         if self._connection is None:
             sys.exit(128 + number)
         self._loop.call_soon_threadsafe(self._over.set)
+
+    def _time_to_leave(self) -> float:
+        """Seconds that the workers have to finish what they are at, and for what they have computed to be brought to others."""
+        if self._signal or self._ends is None:
+            return self._settings.grace
+        return max(0.0, self._ends.at - time.time() - self._settings.stop_timeout)
 
     def _end(self, connection: Connection) -> int:
         """Say why this is the end, and give the exit code."""
@@ -192,6 +205,9 @@ class _Guest:
             failure = ClusterLostError(
                 f"Run {run} is lost: nothing is heard any more from node {self._record.node}, which has its scheduler."
             )
+        if self._ends is not None and connection.coordinator_is_alive and failure is None:
+            # The line that says so came when it began.
+            return 0
         if failure is not None and not (connection.coordinator_is_alive and self._welcome is not None):
             if self._speaks:
                 report.failure(failure)
@@ -252,7 +268,7 @@ class _Guest:
             open_files.for_workers(len(plans), self._info.node)
             security = tls.security_for(settings.security, connection.credentials)
             site = workers.Site(reachable_host(self._info.node, 2, settings.interface), self._directory, security)
-            self._retire = lambda: workers.retire(self._nannies, scheduler, security, settings.grace)
+            self._retire = lambda timeout: workers.retire(self._nannies, scheduler, security, timeout)
             connection.send(Planned(self._info.node, [[plan.name, plan.threads, plan.memory] for plan in plans]))
             cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
             context = workers.RankContext(self._environment.task_environ(os.environ), cpus, cpus)
@@ -263,6 +279,7 @@ class _Guest:
             workers.keep_ports(self._nannies)
             logs.report_deaths()
             self._say(plans)
+            self._watch = self._watch or self._loop.create_task(self._go_in_time())
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001
@@ -293,6 +310,19 @@ class _Guest:
             f"{report.count(len(plans), 'worker')} x {report.count(each.threads, 'thread')} x {describe_bytes(each.memory)}"
         )
 
+    async def _go_in_time(self) -> None:
+        """Leave the run before the batch system ends this job."""
+        await asyncio.sleep(self._info.rank * _IN_TURN)
+        end = await self._loop.run_in_executor(None, find_allocation_end, os.environ)
+        if end is None:
+            return
+        left = end.at - time.time()
+        await asyncio.sleep(left - default_lead(left))
+        self._ends = end
+        if self._speaks:
+            report.note(f"leaves run {self._record.run_id}: this job ends at {at_clock(end.at)} ({end.source})")
+        self._over.set()
+
     async def _pause(self) -> None:
         """End the workers of the block, and say so."""
         from ..dask_backend import logs, workers
@@ -306,8 +336,8 @@ class _Guest:
 
     def _end_in_time(self) -> None:
         """See that this process ends, whatever holds it up."""
-        settings = self._settings
-        seconds = settings.stop_timeout + (settings.grace if self._signal else 0.0) + _LATE
+        leaving = self._time_to_leave() if self._signal or self._ends is not None else 0.0
+        seconds = self._settings.stop_timeout + leaving + _LATE
         limit = threading.Timer(seconds, os._exit, [128 + self._signal if self._signal else 1])
         limit.daemon = True
         limit.start()

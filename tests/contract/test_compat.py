@@ -34,6 +34,7 @@ from batchlet.dask_backend.compat import (
     http_servers,
     log_messages,
     multiprocessing_internals,
+    scheduler_state,
     tls_connections,
 )
 from batchlet.dask_backend.tls import RunSecurity
@@ -292,7 +293,7 @@ def test_lose_worker(cluster: Run) -> None:
     async def use(scheduler: Any, nanny: Any) -> None:
         assert nanny.worker_address in scheduler.workers
         dask_internals.stay_ended(nanny, "test")
-        dask_internals.lose_worker(scheduler, nanny.worker_address)
+        scheduler_state.lose_worker(scheduler, nanny.worker_address)
         await until(lambda: not scheduler.workers)
 
     cluster(use)
@@ -306,16 +307,18 @@ def test_a_worker_that_is_expected_to_go_is_known_by_name_says_what_it_does_and_
             Worker(scheduler.address, nthreads=1, host="127.0.0.1", name="job-0") as worker,
             Client(scheduler.address, asynchronous=True) as client,
         ):
-            assert dask_internals.addresses_of(scheduler, ["job-0", "job-1"]) == [worker.address]
-            assert set(dask_internals.addresses_of(scheduler, None)) == {worker.address, nanny.worker_address}
+            assert scheduler_state.addresses_of(scheduler, ["job-0", "job-1"]) == [worker.address]
+            assert set(scheduler_state.addresses_of(scheduler, None)) == {worker.address, nanny.worker_address}
             busy = client.submit(time.sleep, 3, workers=["job-0"], allow_other_workers=True)
             await until(lambda: bool(scheduler.workers[worker.address].executing))
-            assert dask_internals.are_computing(scheduler, [worker.address], 0.0)
-            await until(lambda: not dask_internals.are_computing(scheduler, [nanny.worker_address], 0.0))
+            assert scheduler_state.are_computing(scheduler, [worker.address], 0.0)
+            await until(lambda: not scheduler_state.are_computing(scheduler, [nanny.worker_address], 0.0))
+            assert await scheduler_state.is_computing(worker.address, {})
+            assert not await scheduler_state.is_computing(nanny.worker_address, {})
             # It has not said anything since.
-            assert dask_internals.are_computing(scheduler, [nanny.worker_address], time.time() + 60)
+            assert scheduler_state.are_computing(scheduler, [nanny.worker_address], time.time() + 60)
             dask_internals.stay_ended(worker, "test")
-            dask_internals.lose_worker(scheduler, worker.address, expected=True)
+            scheduler_state.lose_worker(scheduler, worker.address, expected=True)
             await until(lambda: worker.address not in scheduler.workers)
             assert scheduler.tasks[busy.key].suspicious == 0
 

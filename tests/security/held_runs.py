@@ -81,6 +81,13 @@ class Held:
             self.end()
             raise AssertionError(f"{what}: {self.result()}")
 
+    def beside(self, *command: str) -> None:
+        """Start something else with the same files and variables, which ends with the run."""
+        subprocess.Popen(
+            command, cwd=self.place.cwd, env=self.place.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
     def result(self) -> Result:
         return Result(self.process.poll() or 0, self.stdout, self.stderr, time.time() - self.began)
 

@@ -90,9 +90,16 @@ def start(request: pytest.FixtureRequest, mode: str, **env: str) -> tuple[Held, 
         env = {**launcher.variables, **env}
     if mode == "local":
         env = {f"{PREFIX}WORKERS_PER_NODE": "2", **env}
+    if mode == "srun":
+        # A third worker comes from another job.
+        env = {f"{PREFIX}JOIN": "true", "WAIT_FOR_WORKERS": "3", **env}
     request.addfinalizer(place.close)
     run = Held(place, *command, env=env)
     request.addfinalizer(run.end)
+    if mode == "srun":
+        run.wait(lambda: "more nodes: " in run.stderr, 60, "nobody can join")
+        name = run.stderr.partition("batchlet join ")[2].split()[0]
+        run.beside("srun", "-N1", "-n1", sys.executable, "-m", "batchlet", "join", name)
     return run, points
 
 
@@ -156,7 +163,7 @@ def test_control_they_do_get_in(pair: Pair) -> None:
             attacks.extend(attack_ports(http, opened.points, opened.loot, paths=paths, standing=1))
         return not missing()
 
-    eventually(all_pages_seen, 30, lambda: (missing(), seen()))
+    eventually(all_pages_seen, 90, lambda: (missing(), seen()))
     assert seen().get("http websocket /status/ws") == 101
     assert seen().get("http websocket /eventstream") == 101
     # HTTP of the workers too.

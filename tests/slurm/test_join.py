@@ -59,7 +59,7 @@ with BatchletRunner(join=True) as runner, Client(runner) as client:
     until(lambda: any(client.processing().get(address) for address in there))
     say("computed")
     until(lambda: not others())
-    say("left")
+    say("departed")
     assert [square for _, square in client.gather(kept)] == [i * i for i in range(30)]
     assert [square for _, square in client.gather(slow)] == [i * i for i in range(100, 140)]
     again = [name for name in os.listdir(sys.argv[1]) if int(name.split("-")[0]) < 100]
@@ -98,8 +98,8 @@ def test_a_second_job_brings_its_nodes_and_takes_them_away_without_losing_a_resu
     ).stdout.split("\n")
     second = max(int(job.split()[0]) for job in jobs if job)
     subprocess.run(["scancel", str(second)], env=place.environ, check=True)
-    run.wait_for("left", 60)
-    assert "left" in run.stdout, f"{run.stdout}\n{run.stderr}\n{guest.stderr}"
+    run.wait_for("departed", 60)
+    assert "departed" in run.stdout, f"{run.stdout}\n{run.stderr}\n{guest.stderr}"
     guest.process.wait(60)
     assert guest.process.returncode != 0
     assert "Traceback" not in guest.stderr, guest.stderr
@@ -249,3 +249,55 @@ def test_a_run_of_one_node_is_joined_for_all_its_blocks_and_its_guests_see_its_e
         # Slurm has killed the agent of the only rank, and what removes its scratch.
         shutil.rmtree(scratch)
     place.assert_nothing_left(before, run.stderr)
+
+
+TIME = """
+import json, os, sys, time
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+def mark(i, log=sys.argv[1], seconds=0.0):
+    with open(f"{log}/{i}-{time.monotonic_ns()}", "w"):
+        time.sleep(seconds)
+        return i * i
+
+with BatchletRunner(join=True) as runner, Client(runner) as client:
+    def others():
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        return [address for address, worker in workers.items() if str(worker["name"]).startswith("slurm-")]
+
+    def until(condition, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, client.scheduler_info(n_workers=-1)
+            time.sleep(0.1)
+
+    until(others, 60)
+    kept = client.map(mark, range(20), workers=others(), allow_other_workers=True)
+    client.gather(kept)
+    # A task that is under way when the time comes, and more than can be done by then.
+    slow = client.map(mark, range(100, 140), seconds=4.0, workers=others(), allow_other_workers=True)
+    until(lambda: not others(), 120)
+    print("left", flush=True)
+    assert client.gather(kept) == [i * i for i in range(20)]
+    assert client.gather(slow) == [i * i for i in range(100, 140)]
+    names = [int(name.split("-")[0]) for name in os.listdir(sys.argv[1])]
+    print("RESULT", json.dumps(sorted({i for i in names if names.count(i) > 1})))
+"""
+
+
+def test_nodes_leave_before_their_own_job_ends_and_nothing_is_computed_twice(place: Place):
+    log = place.base / "log"
+    log.mkdir()
+    run = Running(place, "srun", "-N1", "-n4", "--mem=600M", sys.executable, place.script(TIME), str(log))
+    name = run_name(run)
+    guest = Running(place, "srun", "-N1", "-n1", "-c3", "--mem=500M", "--time=1", *JOIN, name, name="guest-")
+    guest.process.wait(150)
+    # By itself, before Slurm's SIGTERM: that would be 143.
+    assert guest.process.returncode == 0, guest.stderr
+    assert re.search(rf"batchlet: leaves run {name}: this job ends at [\d:]+ \(scontrol show job", guest.stderr), (
+        guest.stderr
+    )
+    assert run.process.wait(120) == 0, f"{run.stdout}\n{run.stderr}"
+    assert json.loads(json_line(run.stdout)) == [], run.stdout
+    assert "Traceback" not in run.stderr + guest.stderr, f"{run.stderr}\n{guest.stderr}"

@@ -120,6 +120,7 @@ ROOMS = (
                 "dask_backend.compat.interpreter_end",
                 "dask_backend.compat.log_messages",
                 "dask_backend.compat.multiprocessing_internals",
+                "dask_backend.compat.scheduler_state",
                 "dask_backend.compat.tls_connections",
             ),
             ("dask_backend.logs", "dask_backend.processes", "dask_backend.stopped_host"),

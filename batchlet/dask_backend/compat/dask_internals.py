@@ -1,4 +1,4 @@
-"""Corners of Dask: its workers, clients, clusters and configuration. Seen with distributed 2024.8.0 to 2026.8.0."""
+"""Corners of Dask: its clients, nannies, clusters and configuration. Seen with distributed 2024.8.0 to 2026.8.0."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import importlib
 import inspect
 import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dask.config
@@ -22,9 +21,7 @@ from distributed.versions import get_versions
 __all__ = [
     "WORKER_PROCESS",
     "ObservedCluster",
-    "addresses_of",
     "altered_clients",
-    "are_computing",
     "child_processes",
     "correct_state",
     "give_up_start",
@@ -32,7 +29,6 @@ __all__ = [
     "keep_port",
     "keep_preload",
     "living",
-    "lose_worker",
     "mp_context",
     "nannies_of",
     "off_the_path",
@@ -256,58 +252,6 @@ class ObservedCluster(LocalCluster):  # type: ignore[misc]
 
             self.scheduler_spec["cls"] = make
         await super()._start()
-
-
-def lose_worker(scheduler: Any, address: str, *, expected: bool = False) -> None:
-    """Have a scheduler forget a worker whose process is known to be gone; in the scheduler's event loop.
-
-    ``Scheduler.remove_worker`` gives its tasks to others at once. Without it Dask itself finds out, half a minute later.
-
-    Parameters
-    ----------
-    scheduler : Scheduler
-        Which.
-    address : str
-        The worker's.
-    expected : bool
-        Whether that is as it should be: it is not held against the tasks then (``expected``), and the worker, which may
-        still be there, is not told to close (``close``). Where these are gone, tasks that have moved four times fail.
-    """
-    remove = getattr(scheduler, "remove_worker", None)
-    if callable(remove):
-        taken = inspect.signature(remove).parameters
-        more = {name: value for name, value in (("expected", True), ("close", False)) if expected and name in taken}
-        scheduler.loop.add_callback(remove, address, stimulus_id=f"batchlet-host-lost-{time.time()}", **more)
-
-
-def addresses_of(scheduler: Any, names: Collection[str] | None) -> list[str]:
-    """Give the addresses of those of these workers that a scheduler knows, or of all.
-
-    ``Scheduler.aliases`` has them by name. Without it all workers are looked through for each job that ends.
-    """
-    if names is None:
-        return list(scheduler.workers)
-    aliases = getattr(scheduler, "aliases", None)
-    if isinstance(aliases, dict):
-        return [aliases[name] for name in names if name in aliases]
-    wanted = set(names)
-    return [address for address, state in scheduler.workers.items() if state.name in wanted]
-
-
-def are_computing(scheduler: Any, addresses: Collection[str], since: float = 0.0) -> int:
-    """Count the tasks that these workers are computing; a worker that has not said what since a moment counts as one.
-
-    They say so with each heartbeat: ``WorkerState.executing``, ``processing`` and ``last_seen``. Without these it is not known,
-    and taken for no: what a worker is computing when its job retires, is then computed anew.
-    """
-    found = 0
-    for address in addresses:
-        state = scheduler.workers.get(address)
-        executing, seen = getattr(state, "executing", None), getattr(state, "last_seen", None)
-        if not isinstance(executing, dict) or seen is None:
-            continue
-        found += 1 if seen < since else sum(task in state.processing for task in executing)
-    return found
 
 
 def mp_context() -> Any:

@@ -62,6 +62,7 @@ while os.environ.get("SLURM_PROCID") == os.environ.get("LATE_RANK", "none") and 
 # Not all options can be said in the environment.
 options = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 with BatchletRunner(**options) as runner, client_of(runner) as client:
+    client.wait_for_workers(int(os.environ.get("WAIT_FOR_WORKERS", "1")), timeout=60)
     assert client.submit(sum, [1, 2, 3]).result() == 6
     tell(runner, client)
     while not (place / "go-on").exists():
