@@ -37,7 +37,7 @@ import time
 
 from ..launch_variables import SLURM_PROCID, slurm_worker_rank
 from .agent_socket import StrangerError, meet, socket_name
-from .handover import how_it_ended, inherit, launch_of, read_all, received
+from .handover import MOST, how_it_ended, inherit, launch_of, read_all, received
 from .inputs import encode, for_agent, of_this_rank
 
 TYPE_CHECKING = False
@@ -58,8 +58,8 @@ _PREFIX = "BATCHLET_DASK_CLUSTER__"
 _PAUSE = 0.005
 # Seconds for the shell that removes the scratch of an agent that was killed.
 _JANITOR = 2.0
-# How often a rank looks for an agent again whose predecessor has died before it had answered.
-_TRIES = 2
+# How many agents a rank attaches to that die before they have answered.
+_TRIES = 1 + MOST
 # Seconds by which a rank waits longer for the agent than rank 0 and the agent wait, who can say more.
 PATIENCE = 10.0
 # Seconds; the default of `batchlet.settings.Settings.start_timeout`, on which a test insists.

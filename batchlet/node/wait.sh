@@ -45,11 +45,12 @@ while :; do
     fi
 done
 if [ -n "$agent" ]; then
-    wait "$agent"
+    # What the shell itself says of a process that was killed, rank 0 says better.
+    wait "$agent" 2>/dev/null
     ended=$?
     # A signal interrupts the waiting.
     while kill -0 "$agent" 2>/dev/null; do
-        wait "$agent"
+        wait "$agent" 2>/dev/null
         ended=$?
     done
 fi
