@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from ..errors import LauncherError
 from ..gpus import GPU_VARIABLES, NO_GPUS, Gpus, granted
-from ..launch_variables import whole_number
+from ..launch_variables import FLUX_JOB_ID, SLURM_JOB_ID, whole_number
 from ..launchers.base import Launcher
 
 __all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "expand_counts", "read_int", "read_ints"]
@@ -20,7 +20,7 @@ __all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "e
 OVERSUBSCRIBED = "(oversubscribed)"
 
 # Variables of batch systems in whose jobs a GPU that no variable names is somebody else's.
-_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID", "FLUX_JOB_ID", "_CONDOR_SCRATCH_DIR")
+_JOBS = (SLURM_JOB_ID, "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID", FLUX_JOB_ID, "_CONDOR_SCRATCH_DIR")
 
 Number = TypeVar("Number", int, float)
 
