@@ -15,7 +15,7 @@ from run_helpers import WORKLOADS, Place, Result, Run, json_line, open_files
 PREFIX = "BATCHLET_DASK_CLUSTER__"
 
 START = re.compile(r"batchlet: local: (\d+) workers? x \S+ threads? x .*, dashboard http://localhost:\d+/\S+")
-END = re.compile(r"batchlet: done after [\d.]+ s, (\d+) workers?")
+END = re.compile(r"batchlet: done after [\d.]+ s, (\d+) workers?(?:; CPUs .*)?")
 
 
 def assert_two_lines(result: Result, workers: int) -> None:

@@ -22,7 +22,7 @@ START = re.compile(
     r"batchlet: slurm job \d+\.\d+: (\d+) ranks on (\d+) nodes?, (\d+) workers? x (\S+) threads? x .*, "
     r"dashboard: cat \.batchlet/slurm-\S+\.dashboard"
 )
-END = re.compile(r"batchlet: done after [\d.]+ s, (\d+) workers?(?:; \d+ ranks ran .*)?")
+END = re.compile(r"batchlet: done after [\d.]+ s, (\d+) workers?(?:; CPUs .*)?(?:; \d+ ranks ran .*)?")
 
 
 def everything(workers: int) -> dict[str, object]:

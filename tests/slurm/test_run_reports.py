@@ -120,14 +120,16 @@ def test_a_run_has_its_report_however_it_ends(place, tmp_path, name):
 
 
 USE = """
-import contextlib, json, os, psutil, subprocess, sys, time
+import contextlib, glob, json, os, subprocess, sys, time
 from batchlet.early import BatchletRunner
 
+def step():
+    of_us = [line.split(":")[2].strip() for line in open("/proc/self/cgroup") if "cpuacct" in line][0]
+    return of_us.rsplit("/task", 1)[0]
+
 def used():
-    of_step = [line.split(":")[2].strip() for line in open("/proc/self/cgroup") if "cpuacct" in line][0]
     of_memory = [line.split(":")[2].strip() for line in open("/proc/self/cgroup") if ":memory:" in line][0]
-    step = of_step.rsplit("/task", 1)[0]
-    return (int(open(f"{ROOT}/cpuacct{step}/cpuacct.usage").read()) / 1e9,
+    return (int(open(f"{ROOT}/cpuacct{step()}/cpuacct.usage").read()) / 1e9,
             int(open(f"{ROOT}/memory{of_memory.rsplit('/task', 1)[0]}/memory.max_usage_in_bytes").read()))
 
 def half_busy(cpu, size):
@@ -153,11 +155,11 @@ if __name__ == "__main__":
             def others():
                 # What the kernel counts too: scheduler, client, the host of the worker, rank 0, shells.
                 total = 0
-                for process in psutil.process_iter():
-                    with contextlib.suppress(psutil.Error):
-                        of_us = process.environ().get("SLURM_JOB_ID") == os.environ["SLURM_JOB_ID"]
-                        if of_us and process.pid != worker and worker not in [one.pid for one in process.parents()]:
-                            total += sum(process.cpu_times()[:2])
+                for path in glob.glob(f"{ROOT}/cpuacct{step()}/**/cgroup.procs", recursive=True):
+                    for pid in set(open(path).read().split()) - {str(worker)}:
+                        with contextlib.suppress(OSError):
+                            times = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[11:13]
+                            total += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
                 return total
             before, others_before = used(), others()
             futures = [client.submit(half_busy, 5, 1_000_000_000, workers=2), client.submit(burn, workers=2)]
