@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import sys
@@ -10,13 +11,15 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from . import joining, report
+from . import report
 from .client.default_client import default_client
 from .client.refusal import refuse_alone
 from .client.session import Session
 from .command_line import parse
+from .commands import COMMANDS, find_command
 from .environments import ProcessInfo, first_process, select
 from .environments.allocation_end import AllocationEnd, find_allocation_end
 from .errors import EndError, UsageError
@@ -45,12 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; the program's own exit code comes as `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == [joining.COMMAND]:
-        return joining.main(arguments[1:])
+    if (command := find_command(arguments)) is not None:
+        return _run_command(command, arguments[1:])
     line = parse(arguments, os.environ)
     if line.program is None or line.plan:
         return _show_plan(line.options, as_json=line.as_json)
     return _run(line.program, line.options)
+
+
+def _run_command(command: str, arguments: Sequence[str]) -> int:
+    """Do what is not a run of a script; see `commands`."""
+    if Path(command).is_file() and first_process(os.environ):
+        report.note(f"`{command}` is Batchlet's command; the script of that name in this directory is ./{command}")
+    module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
+    return int(module.main(arguments))
 
 
 def _run(program: Program, keywords: Mapping[str, Any]) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .commands import COMMANDS
 from .environments import first_process
 from .program import Program
 from .settings import PREFIX, SWITCH_VALUES, Settings
 
 __all__ = ["CommandLine", "Parser", "make_parser", "parse", "split"]
 
+_COMMANDS = "".join(
+    f"  {f'python -m batchlet {word} {follows}':<46} {about}\n" for word, (_, follows, about) in COMMANDS.items()
+)
 _EPILOG = f"""\
 The script needs no change: Client() without arguments and .compute() use the cluster. It runs once, on rank 1;
 rank 0 is the scheduler, the other ranks host the workers. Without a launcher there is a LocalCluster.
@@ -24,8 +28,7 @@ examples:
   srun -n 12 python -m batchlet script.py        one scheduler, one client, ten workers
   mpirun -n 12 python -m batchlet script.py      the same without Slurm
   python -m batchlet script.py                   in a batch script: on all its nodes; on a laptop: here
-  python -m batchlet join RUN                    in another job: its nodes come on top (of a run with --join)
-  python -m batchlet --plan                      what would be started here, and why
+{_COMMANDS}  python -m batchlet --plan                      what would be started here, and why
 """
 _FLAGS = ("--plan", "--json", "--help", "-h", "--version")
 

@@ -44,8 +44,6 @@ def main(arguments: Sequence[str]) -> int:
     """
     first = first_process(os.environ)
     run = _parse(arguments, speaks=first)
-    if first and Path(COMMAND).is_file():
-        report.note(f"`{COMMAND}` is Batchlet's command; the script of that name in this directory is ./{COMMAND}")
     try:
         file = _file(run)
         record = _find(file)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
 
 from .. import report, timeline
+from ..environments.allocation_end import find_allocation_end
 from ..node.rank import Rank
+from ..walltime import end_of_run
 from .announce import used
 from .backend import Backend, Outcome, StartInfo
 from .telling import ending
@@ -29,9 +33,13 @@ class Account:
         self._stack = contextlib.ExitStack()
         self.advice = ""
 
-    def begin(self, rank: Rank, start: StartInfo) -> None:
+    def begin(self, backend: Backend, start: StartInfo) -> None:
         """Begin: the cluster is ready."""
+        rank = backend.rank
         self._ready, self._marks = time.monotonic(), timeline.marks()
+        if rank.settings.report is not None:
+            # The batch system may take seconds to answer, and nobody waits for that.
+            threading.Thread(target=_tell_limit, args=[backend], name="batchlet-limit", daemon=True).start()
         path = rank.settings.path("performance_report")
         if path is not None:
             from .performance import Place, performance_report
@@ -54,3 +62,12 @@ class Account:
     def line(self, outcome: Outcome | None) -> str:
         """Say how much of what was granted was used, for the line at the end."""
         return used(outcome.use, time.monotonic() - self._ready) if outcome is not None else ""
+
+
+def _tell_limit(backend: Backend) -> None:
+    """Tell when the allocation ends."""
+    rank = backend.rank
+    began = time.time() - (time.monotonic() - rank.began)
+    end = end_of_run(find_allocation_end(os.environ), rank.settings.time_limit, began)
+    if end is not None:
+        backend.for_report([("about", {"limit": end.at})])

@@ -79,6 +79,8 @@ class RanksBackend:
         self._membership = Membership.of_this_process()
         self._rendezvous = _choose(rank, self._early)
         self._notes: FileRendezvous | None = None
+        # Before the script goes elsewhere.
+        self._reports = rank.settings.path("report")
 
     @property
     def rank(self) -> Rank:
@@ -231,8 +233,8 @@ class RanksBackend:
             return
         if connection.coordinator_is_alive:
             connection.send(ForReport(told))
-        else:
-            telling.end_instead_of_rank_0(self._rank, connection.record.run_id, told)
+        elif self._reports is not None and told[-1][0] == "ended":
+            telling.end_instead_of_rank_0(self._rank, connection.record.run_id, self._reports, told)
 
     def listen(self, news: News) -> None:
         """See the protocol."""

@@ -197,7 +197,7 @@ class Session:
         Session.active = self
         if self._by_hand:
             self._stack.callback(by_hand.ends_with_process(self.leave, typed=self._typed))
-        self._account.begin(self.rank, start)
+        self._account.begin(self._backend, start)
         self._backend.listen(News(self._on_terminate_elsewhere, self._on_failure))
         announce(self._backend, start)
         self.stopping.start(self._guard)

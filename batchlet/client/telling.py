@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import report, timeline
@@ -46,7 +45,7 @@ def ending(error: BaseException | None) -> Told:
     return [("ended", told)]
 
 
-def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
+def end_instead_of_rank_0(rank: Rank, run_id: str, directory: str, told: Told) -> None:
     """Bring the report to its end, since rank 0 is lost: it has left what it knew when it last wrote.
 
     Parameters
@@ -55,12 +54,11 @@ def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
         This process.
     run_id : str
         Name of the run.
+    directory : str
+        Of reports.
     told : list
         How it has ended; see `ending`.
     """
-    directory = rank.settings.path("report")
-    if directory is None:
-        return
     where = writer.place(directory, run_id)
     made = Book({})
     info = rank.info
@@ -75,7 +73,9 @@ def end_instead_of_rank_0(rank: Rank, run_id: str, told: Told) -> None:
         for name in ("ended", "updated"):
             found["time"][name] = round(ours["time"][name] + shift, 3)
         found["events"] += [{**event, "at": round(event["at"] + shift, 3)} for event in ours["events"]]
+    from ..run_report.finishing import finish
+
     try:
-        writer.write(Path(where), found)
+        finish(where, found)
     except OSError as error:
         report.note(f"no report in {directory}: {error.strerror or error}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import report
-from . import prometheus, writer
+from . import writer
 from .collector import Collector
 from .log_lines import LogStore
 
@@ -48,9 +48,6 @@ class Book:
         self._thread: threading.Thread | None = None
         self._wanted = self._over = False
         self._told: set[str] = set()
-        # What is called with each report before it is written, and with its directory after it was.
-        self.complete: Callable[[dict[str, Any]], object] = lambda _: None
-        self.beside: Callable[[Path, dict[str, Any]], object] = lambda _, __: None
 
     # What happens
 
@@ -152,7 +149,7 @@ class Book:
                 last, wanted, self._wanted = self._over, self._wanted, False
             now = time.monotonic()
             if last or wanted or now >= due["report"]:
-                self._write_report()
+                self._write_report(last=last)
                 took = time.monotonic() - now
                 pause = max(min(2 * pause, _JOURNAL), took / _SHARE)
                 due["report"] = time.monotonic() + pause
@@ -162,17 +159,21 @@ class Book:
             if last:
                 return
 
-    def _write_report(self) -> None:
+    def _write_report(self, *, last: bool) -> None:
         with self._changed:
             directory, run_id = self._report, self._collector.run_id
             if directory is None or not run_id:
                 return
             found = self._collector.report(time.time())
         with self._harmless(f"no report in {directory}"):
-            self.complete(found)
             where = writer.place(str(directory), run_id)
-            writer.write(where, found)
-            self.beside(where, found)
+            if last:
+                # What makes the page is large, and no rank has use for it before.
+                from .finishing import finish
+
+                finish(where, found)
+            else:
+                writer.write(where, found)
 
     def _write_metrics(self) -> None:
         with self._changed:
@@ -180,6 +181,8 @@ class Book:
             if path is None:
                 return
             found = self._collector.report(time.time(), series=False)
+        from . import prometheus
+
         with self._harmless(f"no metrics in {path}"):
             writer.write_text(path, prometheus.text(found), None)
 

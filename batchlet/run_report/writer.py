@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REPORT", "place", "read", "write", "write_text"]
+__all__ = ["REPORT", "place", "read", "write", "write_beside", "write_text"]
 
 #: Name of the file.
 REPORT = "report.json"
@@ -42,8 +42,19 @@ def write(where: Path, report: Mapping[str, Any]) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(where.parent))
     where.parent.mkdir(mode=_ONLY_OURS, parents=True, exist_ok=True)
     where.mkdir(mode=_ONLY_OURS, exist_ok=True)
-    write_text(where / REPORT, json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n")
-    _point_to(where, REPORT)
+    write_beside(where, REPORT, json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def write_beside(where: Path, name: str, text: str) -> None:
+    """Write a file into a run's directory, which is there, and have a link beside that lead to it.
+
+    Raises
+    ------
+    OSError
+        If that cannot be.
+    """
+    write_text(where / name, text)
+    _point_to(where, name)
 
 
 def _point_to(where: Path, name: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import logging
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from tornado.routing import RuleRouter
 
 from batchlet.dask_backend.compat import (
     dask_internals,
+    figures,
     http_servers,
     log_messages,
     logging_internals,
@@ -867,3 +869,81 @@ def test_what_is_registered_before_the_pools_end_comes_while_they_work():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "3\n", "")
+
+
+def test_figures_of_workers_and_tasks(cluster: Callable[..., Any]) -> None:
+    """Heartbeats bring what was sent, received and spilled; transitions tell of tasks; a Nanny knows its worker's process."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Watch(distributed.SchedulerPlugin):  # type: ignore[misc]
+        def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+            if (start, finish) == ("processing", "memory"):
+                seen.append((key, *figures.done_with(kwargs)))
+
+    def prepare(dask_worker: Any) -> None:
+        figures.count_traffic(dask_worker)
+
+    async def use(scheduler: Any, _: Any) -> Any:
+        scheduler.add_plugin(Watch())
+        async with (
+            Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name="one") as one,
+            Nanny(scheduler.address, nthreads=1, host="127.0.0.1", name=2) as other,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            await client.run(prepare)
+            data = client.submit(bytes, 3_000_000, workers=[one.worker_address], key="data-1")
+            await client.submit(len, data, workers=[other.worker_address], key="length-1")
+            for _ in range(100):
+                found = {str(state.name): figures.figures_of(state) for state in scheduler.workers.values()}
+                if found["one"]["sent"] and found["2"]["received"]:
+                    break
+                await asyncio.sleep(0.1)
+            pids = {one.process.pid, other.process.pid}
+            return {name: found[name] for name in ("one", "2")}, figures.pids_of([one, other]), pids
+
+    found, named, pids = cluster(use)
+    assert set(named) == {"one", "2"}
+    assert set(named.values()) == pids
+    assert found["one"]["sent"] > 2_900_000 > found["2"]["sent"]
+    assert found["2"]["received"] > 2_900_000 > found["one"]["received"]
+    assert {one["spilled"] for one in found.values()} == {0}
+    assert {one["executing"] for one in found.values()} == {0}
+    assert {one["written"] for one in found.values()} == {0}
+    told = {key: rest for key, *rest in seen}
+    address, seconds, transfer, first, last, size = told["length-1"]
+    assert address.startswith("tcp://127.0.0.1:")
+    assert last - first == pytest.approx(seconds)
+    assert transfer > 0
+    assert told["data-1"][-1] >= 3_000_000
+    assert size > 0
+
+
+SPILLS = """
+import json, time
+from distributed import Client, LocalCluster
+from batchlet.dask_backend.compat import figures
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="400MB", dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            client.run(lambda dask_worker: figures.count_traffic(dask_worker))
+            held = client.map(lambda one: bytes([one]) * 60_000_000, range(6))
+            client.gather(client.map(len, held))
+            for _ in range(100):
+                [state] = cluster.scheduler.workers.values()
+                found = figures.figures_of(state)
+                if found["spilled"] and found["written"]:
+                    break
+                time.sleep(0.1)
+            print(json.dumps(found))
+"""
+
+
+def test_what_is_spilled_is_told(tmp_path: Path) -> None:
+    """What is on disk now, and what was written in all."""
+    script = tmp_path / "spills.py"
+    script.write_text(SPILLS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["written"] >= found["spilled"] > 10_000_000, found

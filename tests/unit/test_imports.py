@@ -34,7 +34,7 @@ ROOMS = (
     (
         "",
         (
-            ("launch_variables", "entry_points", "values"),
+            ("commands", "entry_points", "launch_variables", "values"),
             ("errors", "versions"),
             ("open_files",),
             ("timeline",),
@@ -63,6 +63,10 @@ ROOMS = (
         "run_report",
         (
             ("run_report",),
+            ("run_report.cleaning", "run_report.reading", "run_report.wording"),
+            ("run_report.summary", "run_report.asking"),
+            ("run_report.advice", "run_report.plots", "run_report.tables"),
+            ("run_report.page", "run_report.text"),
             (
                 "run_report.log_lines",
                 "run_report.prometheus",
@@ -73,6 +77,7 @@ ROOMS = (
             ("run_report.tally",),
             ("run_report.told",),
             ("run_report.collector",),
+            ("run_report.finishing",),
             ("run_report.book",),
         ),
     ),
@@ -198,7 +203,7 @@ ROOMS = (
             ("jobs.cluster",),
         ),
     ),
-    ("", (("job", "joining", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
+    ("", (("job", "joining", "reporting", "runner"), ("early",), ("factory",), ("",), ("cli",), ("__main__",))),
 )
 ORDER = tuple(names for _, lines in ROOMS for names in lines)
 LINE = {name: number for number, names in enumerate(ORDER) for name in names}

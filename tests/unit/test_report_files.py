@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchlet.run_report import book as book_module
-from batchlet.run_report import writer
+from batchlet.run_report import finishing, writer
 from batchlet.run_report.book import Book
 
 
@@ -45,11 +45,12 @@ def test_a_report_is_its_owners_and_metrics_are_as_their_owner_has_them(tmp_path
     end(made)
     assert said == []
     assert mode(reports / "r") == mode(reports) == 0o700
-    assert mode(reports / "r" / "report.json") == 0o600
+    assert mode(reports / "r" / "report.json") == mode(reports / "r" / "report.html") == 0o600
+    assert "<html" in (reports / "report.html").read_text()
     assert json.loads((reports / "report.json").read_text())["outcome"]["state"] == "done"
     assert mode(metrics) == 0o664
     assert metrics.read_text().startswith("# HELP batchlet_")
-    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "r", "report.json", "run.prom"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "r", "report.json", "report.html", "run.prom"}
 
 
 def test_two_runs_with_one_directory_have_each_their_report(tmp_path, said):
@@ -123,13 +124,12 @@ def test_a_disk_that_hangs_does_not_hold_the_run_up(tmp_path, said, monkeypatch)
     hangs.set()
 
 
-def test_what_completes_a_report_may_fail(tmp_path, said):
+def test_a_report_is_there_whatever_becomes_of_its_page(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(finishing, "page", lambda _: 1 / 0)
     made = book(said)
-    made.complete = lambda found: found["advice"].append({"about": "cpu", "text": "Ask for less."})
-    made.beside = lambda where, found: (where / "page").write_text(found["advice"][0]["text"]) and 1 / 0
     made.files(str(tmp_path))
     end(made)
-    assert (tmp_path / "r" / "page").read_text() == "Ask for less."
+    assert writer.read(tmp_path / "r") is not None
     assert len(said) == 1
     assert "ZeroDivisionError" in said[0]
 

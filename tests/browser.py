@@ -6,6 +6,7 @@ Needs Debian's packages chromium and chromium-driver. Without them its tests are
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -14,11 +15,14 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from run_helpers import Place, eventually
-from strangers import Standpoint
+
+if TYPE_CHECKING:
+    from strangers import Standpoint
 
 ARGUMENTS = [
     "--headless",
@@ -79,6 +83,7 @@ class Browser:
         self._base = base
         options = {
             "goog:chromeOptions": {"args": ARGUMENTS},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             "pageLoadStrategy": "normal",
             "timeouts": {"pageLoad": 30000},
         }
@@ -128,30 +133,68 @@ class Browser:
         """How many coloured pixels are drawn."""
         return int(self.run(PIXELS))
 
+    def show(self, *, dark: bool = False, media: str = "", width: int = 1200, height: int = 900) -> None:
+        """Show the page as on a screen of this width, bright or dark, or as it is laid out for paper."""
+        self._devtools("Emulation.setEmulatedMedia", media=media, features=[
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        ])  # fmt: skip
+        self._devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    def picture(self, file: Path, *, whole: bool = False) -> None:
+        """Save what is seen as a PNG, or the whole page."""
+        clip: dict[str, Any] = {}
+        if whole:
+            size = self._devtools("Page.getLayoutMetrics")["cssContentSize"]
+            clip = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+        file.write_bytes(base64.b64decode(self._devtools("Page.captureScreenshot", format="png", **clip)["data"]))
+
+    def printed(self) -> bytes:
+        """The page as a PDF, on A4."""
+        return base64.b64decode(self._of("POST", "/print", {"page": {"width": 21.0, "height": 29.7}}))
+
+    def console(self) -> list[str]:
+        """What the page's console has been told since it was last asked; violations of the page's policy are there too."""
+        return [f"{entry['level']} {entry['message']}" for entry in self._of("POST", "/se/log", {"type": "browser"})]
+
+    def requests(self) -> list[str]:
+        """The addresses that have been asked for since this was last asked, by whatever way."""
+        entries = [
+            json.loads(entry["message"])["message"] for entry in self._of("POST", "/se/log", {"type": "performance"})
+        ]
+        return [
+            entry["params"]["request"]["url"] for entry in entries if entry["method"] == "Network.requestWillBeSent"
+        ]
+
+    def _devtools(self, command: str, **parameters: Any) -> Any:
+        return self._of("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
     def quit(self) -> None:
         self._of("DELETE", "")
 
 
 @contextlib.contextmanager
-def browser(place: Place, point: Standpoint) -> Iterator[Browser]:
-    """Start Chromium in that network namespace."""
+def browser(place: Place, point: Standpoint | None = None) -> Iterator[Browser]:
+    """Start Chromium here, or in the network namespace of a standpoint."""
+    enter, address = ((), "127.0.0.1") if point is None else (point.enter, point.address)
     driver = shutil.which("chromedriver")
     if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
-        unavailable("there is no Chromium to open the dashboard with (apt-get install chromium chromium-driver)")
+        unavailable("there is no Chromium to open pages with (apt-get install chromium chromium-driver)")
     port = 20000 + os.getpid() % 10000
-    remote = ["--allowed-ips=", "--allowed-origins=*"] if point.enter else []
+    remote = ["--allowed-ips=", "--allowed-origins=*"] if enter else []
     home = place.base / "browser"
     home.mkdir()
     environ = {name: value for name, value in place.environ.items() if not name.lower().endswith("_proxy")}
     with (place.base / "driver.log").open("wb") as log:
         process = subprocess.Popen(
-            [*point.enter, driver, f"--port={port}", *remote],
+            [*enter, driver, f"--port={port}", *remote],
             stdout=log,
             stderr=log,
             env={**environ, "HOME": str(home), "TMPDIR": str(home), "XDG_CONFIG_HOME": str(home)},
             start_new_session=True,
         )
-    base = f"http://{point.address}:{port}"
+    base = f"http://{address}:{port}"
     session = None
     try:
         eventually(lambda: _answers(f"{base}/status"), 20, (place.base / "driver.log").read_text, 0.1)
