@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from .. import report
@@ -55,11 +56,12 @@ def refuse_alone(error: EndError) -> NoReturn:
     raise error from None
 
 
-def give_up(error: EndError, backend: Backend, seconds: float) -> NoReturn:
-    """End with an error while starting or taking part, so many seconds after the start."""
+def give_up(error: EndError, backend: Backend, seconds: float, after: Callable[[EndError], object]) -> NoReturn:
+    """End with an error while starting or taking part, so many seconds after the start; `after` gets it at the end."""
     told = backend.give_up(error)
     if not told and _speaks_of(error, backend):
         report.failure(error, seconds)
+    after(error)
     backend.abandon(error.exit_code)
     raise error from None
 

@@ -179,10 +179,7 @@ class Session:
         except EndError as error:
             self._closed = True
             self._stack.close()
-            try:
-                give_up(error, self._backend, time.monotonic() - self._began)
-            finally:
-                self.stopping.after_start(error)
+            give_up(error, self._backend, time.monotonic() - self._began, self.stopping.after_start)
         except BaseException:
             self._closed = True
             self._stack.close()

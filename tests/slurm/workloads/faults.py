@@ -280,12 +280,12 @@ class Slow:
 
 
 def in_a_finalizer(client) -> None:
-    runner.on_terminate(lambda number: say("callback", number))
+    runner.on_terminate(lambda number: say(f"callback {number}"))
     try:
         Slow()
         time.sleep(60)
     finally:
-        say("finally", client.submit(sum, [1, 2]).result())
+        say(f"finally {client.submit(sum, [1, 2]).result()}")
 
 
 FAULTS = {
