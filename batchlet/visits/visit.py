@@ -71,8 +71,8 @@ def _why_not(run: Run, life: Life) -> str:
     if life is Life.ELSEWHERE:
         return (
             f"Run {run.name} can be attached to from node {record.node} alone: it listens on the loopback there. "
-            "Other machines reach a run that is in a job of a batch system, or has interface=; where it begins with batchlet.early, "
-            f"{PREFIX}ATTACH=true has to be set before its start."
+            "Other machines reach a run that is in a job of a batch system, or has interface=; where it begins with "
+            f"batchlet.early, {PREFIX}ATTACH=true has to be set before its start."
         )
     return (
         f"Run {run.name} does not answer {where}: it, its node or the network between is not there, or very slow. "
