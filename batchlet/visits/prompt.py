@@ -49,9 +49,11 @@ def main(arguments: Sequence[str]) -> int:
             program.prepare()
             program.check()
         found = visit(run)
-        from ..dask_backend.logs import configure_logging
+        from ..dask_backend.logs import configure_logging, hush
 
         configure_logging()
+        # Before the client is closed: what Dask makes of the end is said in our line.
+        found.listen(lambda: hush() if found.cluster is None else None)
         client = client_of(found)
         names = {"client": client}
         if program is not None or not sys.stdin.isatty():

@@ -12,6 +12,7 @@ from ..control.messages import Failed, Hello, Message, Pause, SchedulerStarted, 
 from ..control.visitors import VISITOR
 from ..errors import ClusterLostError, EndError, UsageError, VersionMismatchError
 from ..rendezvous import CoordinatorRecord
+from ..settings import PREFIX
 from . import find
 from .find import Run
 from .probe import Cluster, Life, Seen, cluster_of, probe
@@ -70,7 +71,8 @@ def _why_not(run: Run, life: Life) -> str:
     if life is Life.ELSEWHERE:
         return (
             f"Run {run.name} can be attached to from node {record.node} alone: it listens on the loopback there. "
-            "Other machines can reach a run within a job of a batch system, or with interface=."
+            "Other machines reach a run that is in a job of a batch system, or has interface=; where it begins with "
+            f"batchlet.early, {PREFIX}ATTACH=true has to be set before its start."
         )
     return (
         f"Run {run.name} does not answer {where}: it, its node or the network between is not there, or very slow. "
