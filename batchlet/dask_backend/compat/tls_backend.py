@@ -94,7 +94,7 @@ class _Socket(socket.socket):
 
 def _stream(connection: socket.socket) -> IOStream:
     # What is written waits in the kernel until the other side reads it: at most half a megabyte where an administrator has
-    # not allowed more. With the usual 200 KB both sides are woken three times as often.
+    # not allowed more. With the usual 200 KB both sides are woken more often.
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ON_THE_WAY)
     return IOStream(_Socket(fileno=connection.detach()), max_buffer_size=getattr(_tcp, "MAX_BUFFER_SIZE", _MOST))
