@@ -858,7 +858,7 @@ def test_offer() -> None:
 
     security, temporary = RunSecurity(Credentials.generate()), distributed.Security.temporary()
     plain = RunSecurity(security.credentials, node_links=False)
-    data = b"".join(os.urandom(1000) * 20_000 for _ in range(4))
+    data = os.urandom(1000) * 5_000
     message = {"bytes": data, "number": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -26,6 +26,7 @@ _tcp: Any = importlib.import_module("distributed.comm.tcp")
 _BACKLOG = "distributed.comm.socket-backlog"
 # Bytes.
 _ON_THE_WAY = 1 << 20
+_MOST = 1 << 40
 # What this relies on; without it there is TLS alone.
 _NEEDED = {
     "TCP": ("read", "write", "abort"),
@@ -33,6 +34,10 @@ _NEEDED = {
     "TLSConnector": ("connect", "prefix"),
     "TLSListener": ("start", "stop", "on_connection", "contact_address", "prefix"),
 }
+
+
+def _class(name: str) -> Any:
+    return getattr(_tcp, name, object)
 
 
 class Links(Protocol):
@@ -67,10 +72,7 @@ def offer(context: ssl.SSLContext, links: Links) -> bool:
     bool
         Whether it was done: not with a Dask that is built in another way.
     """
-    if not all(
-        callable(found := getattr(_tcp, name, None)) and all(hasattr(found, each) for each in methods)
-        for name, methods in _NEEDED.items()
-    ):
+    if not all(hasattr(_class(name), each) for name, methods in _NEEDED.items() for each in methods):
         return False
     present = registry.backends.get("tls")
     if type(present) is _tcp.TLSBackend:
@@ -92,10 +94,10 @@ class _Socket(socket.socket):
 
 def _stream(connection: socket.socket) -> IOStream:
     # What is written waits in the kernel until the other side reads it: at most half a megabyte where an administrator has
-    # not allowed more. With the usual 200 KB both sides are woken three times as often.
+    # not allowed more. With the usual 200 KB both sides are woken more often.
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ON_THE_WAY)
-    return IOStream(_Socket(fileno=connection.detach()), max_buffer_size=_tcp.MAX_BUFFER_SIZE)
+    return IOStream(_Socket(fileno=connection.detach()), max_buffer_size=getattr(_tcp, "MAX_BUFFER_SIZE", _MOST))
 
 
 def _links_of(arguments: dict[str, Any]) -> Links | None:
@@ -104,11 +106,11 @@ def _links_of(arguments: dict[str, Any]) -> Links | None:
     return _links.get(context) if isinstance(context, ssl.SSLContext) and "server_hostname" not in arguments else None
 
 
-class NodeLink(_tcp.TCP):  # type: ignore[misc]
+class NodeLink(_class("TCP")):  # type: ignore[misc]
     """A connection inside a host, with Dask's own words over it."""
 
 
-class _Connector(_tcp.TLSConnector):  # type: ignore[misc]
+class _Connector(_class("TLSConnector")):  # type: ignore[misc]
     """Connects by a link if there is one, else by TLS.
 
     Dask makes one for each connection, and has it try again where a try takes too long (a fifth of
@@ -149,7 +151,7 @@ class _Connector(_tcp.TLSConnector):  # type: ignore[misc]
         return NodeLink(stream, self.prefix + _place(host, 0), self.prefix + address, deserialize)
 
 
-class _Listener(_tcp.TLSListener):  # type: ignore[misc]
+class _Listener(_class("TLSListener")):  # type: ignore[misc]
     """Listens as ever, and for links besides."""
 
     def __init__(self, *positional: Any, **keywords: Any) -> None:
@@ -211,7 +213,7 @@ def _place(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class _Backend(_tcp.TLSBackend):  # type: ignore[misc]
+class _Backend(_class("TLSBackend")):  # type: ignore[misc]
     """Dask's backend of ``tls://``, with links where both sides have them."""
 
     _connector_class = _Connector
