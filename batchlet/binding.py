@@ -272,7 +272,8 @@ def _problem(resources: NodeResources, host: HostFacts, threads: int, alone: boo
     if threads > len(mask):
         return f"{threads} threads share {report.count(len(mask), 'CPU')}"
     if len(mask) > cpus.value and not _counted_in_cores(cpus.value, host):
-        return f"{report.count(cpus.value, 'CPU')} granted ({cpus.source}), but which of the {len(mask)} in the CPU mask is not known"
+        granted = report.count(cpus.value, "CPU")
+        return f"{granted} granted ({cpus.source}), but which of the {len(mask)} in the CPU mask is not known"
     return None
 
 
