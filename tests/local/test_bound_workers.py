@@ -15,7 +15,7 @@ from run_helpers import Place, Run, json_line
 @needs_two_cpus
 def test_unless_asked_for_workers_on_one_domain_or_a_laptop_run_wherever_they_like(python: Run) -> None:
     """The kernel knows better what else runs there."""
-    result = python(WHERE, env={"BATCHLET_DASK_CLUSTER__WORKERS_PER_NODE": "2"})
+    result = python(WHERE, env={"BATCHLET_DASK_CLUSTER__WORKERS_PER_NODE": "2"}, timeout=150)
     assert result.rc == 0, str(result)
     found = json.loads(json_line(result.stdout))
     assert [worker["cpus"] for worker in found["workers"]] == [found["client"]] * 2
@@ -26,7 +26,7 @@ def test_unless_asked_for_workers_on_one_domain_or_a_laptop_run_wherever_they_li
 def test_asked_for_each_worker_runs_on_cpus_of_its_own_also_when_it_was_started_again(python: Run) -> None:
     """With all its threads, in its children, and as the plan says; the script itself is not bound."""
     env = {"BATCHLET_DASK_CLUSTER__WORKERS_PER_NODE": "2", "BATCHLET_DASK_CLUSTER__BIND": "true"}
-    result = python(WHERE, env=env, timeout=90)
+    result = python(WHERE, env=env, timeout=150)
     assert result.rc == 0, str(result)
     assert_apart(json.loads(json_line(result.stdout)))
 
@@ -41,10 +41,10 @@ def test_a_job_with_two_numa_domains_has_its_workers_bound_without_being_asked(p
         "LSB_MCPU_HOSTS": f"{socket.gethostname()} {len(cpus)}",
         "BATCHLET_DASK_CLUSTER__WORKERS_PER_NODE": "2",
     }
-    plan = place.run(*within, sys.executable, "-m", "batchlet", "--plan", env=env)
+    plan = place.run(*within, sys.executable, "-m", "batchlet", "--plan", env=env, timeout=120)
     assert plan.rc == 0, str(plan)
     assert "bound_workers                 2  each to whole cores of one of 2 NUMA domains" in plan.stdout, str(plan)
-    result = place.run(*within, sys.executable, place.script(WHERE), env=env, timeout=90)
+    result = place.run(*within, sys.executable, place.script(WHERE), env=env, timeout=150)
     assert result.rc == 0, str(result)
     found = json.loads(json_line(result.stdout))
     assert_apart(found)

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     asked = {"jobs": 2, "cores": 2, "workers_per_node": 2, "memory": "512MiB"}
     with BatchletCluster("slurm", bind=True, scheduler_options=scheduler, **asked) as cluster:
         client = cluster.get_client()
-        client.wait_for_workers(4, timeout=90)
+        client.wait_for_workers(4, timeout=150)
         print("RESULT " + json.dumps(sorted(client.run(where).values())))
 """
 
@@ -43,12 +43,12 @@ def test_workers_of_a_node_with_two_domains_are_bound_unless_slurm_has_bound_the
             script = place.script(WHERE)
             left_open = ("srun", "-N2", "-n2", "-c2", "--cpu-bind=none", *within, sys.executable)
             bound = ("srun", "-N2", "-n4", "-c1", "--ntasks-per-node=2", "--cpu-bind=cores", *within, sys.executable)
-            result = place.run(*left_open, script, env=both, timeout=90)
+            result = place.run(*left_open, script, env=both, timeout=150)
             assert result.rc == 0, str(result)
             assert_apart(json.loads(json_line(result.stdout)), nodes=2)
-            plan = place.run(*left_open, "-m", "batchlet", "--plan", env=both)
+            plan = place.run(*left_open, "-m", "batchlet", "--plan", env=both, timeout=120)
             assert plan.stdout.count("2  each to whole cores of one of 2 NUMA domains") == 2, str(plan)
-            kept = place.run(*bound, "-m", "batchlet", "--bind", "--colocate", "--plan")
+            kept = place.run(*bound, "-m", "batchlet", "--bind", "--colocate", "--plan", timeout=120)
             assert kept.stdout.count("0  the launcher's binding is kept: CPU affinity (") == 2, str(kept)
             jobs = place.run(
                 sys.executable, place.script(JOBS), env={"LOGIN_INTERFACE": f"slurm{cluster.instance}"}, timeout=120
