@@ -25,7 +25,7 @@ from .door import Door
 from .events import Rules
 from .handshake import is_cut_off, receive, run_loop
 from .state import DEADLINE, State
-from .visitors import pace
+from .visitors import VISITOR, pace
 from .wire import encode
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Owner"]
@@ -221,7 +221,10 @@ class Coordinator:
         wait = pace(hello)
         try:
             while (message := await receive(reader)) is not None:
-                if isinstance(message, (m.ForReport, m.Timeline)):
+                if hello.role == VISITOR:
+                    # Looks on, and has no say.
+                    pass
+                elif isinstance(message, (m.ForReport, m.Timeline)):
                     self._keep(message, hello.node)
                 elif isinstance(message, m.AskLogs):
                     self._send((number,), m.KeptLogs(*self._owner.logs(message.start)))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..launch_variables import SLURM_MEM_PER_CPU
+
 __all__ = ["memory_option", "rounded_memory", "rounded_time", "time_option"]
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -46,7 +48,7 @@ def memory_option(report: Mapping[str, Any], factor: float) -> str | None:
     source, mode = " ".join(sorted(sources)), report["run"]["mode"]
     if mode == "jobs":
         return f'`memory="{_typed(whole)}iB"`'
-    if "SLURM_MEM_PER_CPU" in source:
+    if SLURM_MEM_PER_CPU in source:
         return f"`--mem-per-cpu={_typed(per_cpu)}`"
     if "h_vmem" in source:
         return f"`-l h_vmem={_typed(per_cpu)}`"

@@ -308,7 +308,7 @@ def test_the_ranks_of_a_node_agree_whichever_of_them_plans(monkeypatch, tmp_path
 
         resources = node_resources(Grant(Figure(16, "SLURM_CPUS_ON_NODE")), host)
         plans.append(bind_plan(make_plan(info, resources, settings_of()), resources, host, settings_of()))
-    assert len({plan.workers for plan in plans}) == 1
+    assert all(plan.workers == plans[0].workers for plan in plans)
     assert sorted(cpu for plan in plans for worker in plan.hosted for cpu in worker.cpus) == list(range(16))
 
 

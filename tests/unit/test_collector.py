@@ -124,7 +124,8 @@ def test_a_flood_of_lines_costs_its_own_process_alone():
     assert texts[0] == "the only one"
     assert texts[-1] == "99999"
     assert len(texts) + found["logs_dropped"] == 100_001
-    assert len(texts) <= 100
+    # A hundred of the one, and that of the other.
+    assert len(texts) <= 101
 
 
 def test_what_others_tell_is_stamped_here_and_only_what_may_be_told_is_taken():
