@@ -10,12 +10,17 @@ import time
 from .. import report, timeline
 from ..environments.allocation_end import find_allocation_end
 from ..node.rank import Rank
+from ..run_report.wording import used
 from ..walltime import end_of_run
-from .announce import used
 from .backend import Backend, Outcome, StartInfo
 from .telling import ending
 
 __all__ = ["Account"]
+
+# Seconds of a block from which on it is worth a word how much was used: starting and ending are no part any more.
+_LONG = 10.0
+# Bytes on disk that are worth a word.
+_MUCH = 1 << 20
 
 
 class Account:
@@ -61,7 +66,10 @@ class Account:
 
     def line(self, outcome: Outcome | None) -> str:
         """Say how much of what was granted was used, for the line at the end."""
-        return used(outcome.use, time.monotonic() - self._ready) if outcome is not None else ""
+        use = outcome.use if outcome is not None else {}
+        if time.monotonic() - self._ready < _LONG:
+            use = {name: use[name] for name in ("spilled",) if name in use}
+        return ", ".join(used(use, _MUCH))
 
 
 def _tell_limit(backend: Backend) -> None:

@@ -6,9 +6,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .. import report, timeline
 from ..errors import EndError
@@ -16,17 +14,13 @@ from ..network import LOOPBACK, in_url
 from ..node.attach import worker_ranks_attach_early
 from ..node.rank import Rank
 from ..plan import LOCAL
-from ..settings import Settings, describe_bytes
+from ..settings import Settings
 from .backend import Backend, StartInfo
 
-__all__ = ["advice", "announce", "dashboard_at", "dashboard_link", "dashboard_tunnel", "used"]
+__all__ = ["advice", "announce", "dashboard_at", "dashboard_link", "dashboard_tunnel"]
 
 # Seconds above which what the ranks have done for nothing is worth a word.
 _LOST = 2.0
-# Seconds of a block from which on it is worth a word how much of the CPUs was used: starting and ending are no part any more.
-_LONG = 10.0
-# Bytes on disk that are worth a word.
-_MUCH = 1 << 20
 
 
 def announce(backend: Backend, start: StartInfo) -> None:
@@ -69,27 +63,6 @@ def advice(rank: Rank) -> str:
         f"{rank.info.world_size - 2} ranks ran the first {seconds:.0f} s of the script for nothing, which "
         "`from batchlet.early import BatchletRunner` above the other imports saves"
     )
-
-
-def used(use: Mapping[str, Any], seconds: float) -> str:
-    """Say how much of what was granted a block has used; nothing of short ones but what they have put on disk.
-
-    Parameters
-    ----------
-    use : mapping
-        `use` in the schema of reports.
-    seconds : float
-        From ready to the end of the block.
-    """
-    parts = []
-    if seconds >= _LONG and use.get("cpu_fraction") is not None:
-        parts.append(f"CPUs {use['cpu_fraction']:.0%} busy".replace("%", " %"))
-    if seconds >= _LONG and use.get("memory_peak_fraction") is not None:
-        peak = f"{use['memory_peak_fraction']:.0%}".replace("%", " %")
-        parts.append(f"memory peak {peak} (worker {use['memory_peak_worker']})")
-    if use.get("spilled", 0) >= _MUCH:
-        parts.append(f"{describe_bytes(use['spilled'])} spilled")
-    return ", ".join(parts)
 
 
 def dashboard_link(start: StartInfo) -> str | None:

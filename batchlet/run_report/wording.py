@@ -12,7 +12,7 @@ from ..values import describe_bytes
 
 __all__ = [
     "asked_time", "clock", "count", "cut", "duration", "moment", "names_of", "outcome", "percent", "size", "span_of", "use",
-    "where",
+    "used", "where",
 ]  # fmt: skip
 
 
@@ -101,18 +101,31 @@ def _range(low: Any, high: Any, between: str = "-") -> str:
 
 def use(report: Mapping[str, Any]) -> str:
     """Say in one line what was used: "CPUs 81 % busy, memory peak 71 % (worker 17), 3.00 GiB spilled, 12.0 GiB moved"."""
-    found = report["use"]
+    parts = used(report["use"])
+    if report["use"]["sent"] >= 1:
+        parts.append(f"{size(report['use']['sent'])} moved between processes")
+    return ", ".join(parts)
+
+
+def used(found: Mapping[str, Any], least: int = 1) -> list[str]:
+    """Say how much of what was granted was used, as far as that is known, and what was spilled: at least so many bytes.
+
+    Parameters
+    ----------
+    found : mapping
+        `use` in the schema of reports.
+    least : int
+        Bytes on disk that are worth a word.
+    """
     parts: list[str] = []
-    if found["cpu_fraction"] is not None:
+    if found.get("cpu_fraction") is not None:
         parts.append(f"CPUs {percent(found['cpu_fraction'])} busy")
-    if found["memory_peak_fraction"] is not None:
+    if found.get("memory_peak_fraction") is not None:
         name = found["memory_peak_worker"]
         parts.append(f"memory peak {percent(found['memory_peak_fraction'])}{f' (worker {name})' if name else ''}")
-    if found["spilled"] >= 1:
+    if found.get("spilled", 0) >= least:
         parts.append(f"{size(found['spilled'])} spilled")
-    if found["sent"] >= 1:
-        parts.append(f"{size(found['sent'])} moved between processes")
-    return ", ".join(parts)
+    return parts
 
 
 def names_of(names: Sequence[str], most: int = 5) -> str:
