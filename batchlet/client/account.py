@@ -6,6 +6,8 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from .. import report, timeline
 from ..environments.allocation_end import find_allocation_end
@@ -15,7 +17,7 @@ from ..walltime import end_of_run
 from .backend import Backend, Outcome, StartInfo
 from .telling import ending
 
-__all__ = ["Account"]
+__all__ = ["Account", "used_in"]
 
 # Seconds of a block from which on it is worth a word how much was used: starting and ending are no part any more.
 _LONG = 10.0
@@ -66,10 +68,22 @@ class Account:
 
     def line(self, outcome: Outcome | None) -> str:
         """Say how much of what was granted was used, for the line at the end."""
-        use = outcome.use if outcome is not None else {}
-        if time.monotonic() - self._ready < _LONG:
-            use = {name: use[name] for name in ("spilled",) if name in use}
-        return ", ".join(used(use, _MUCH))
+        return used_in(outcome.use, time.monotonic() - self._ready) if outcome is not None else ""
+
+
+def used_in(use: Mapping[str, Any], seconds: float) -> str:
+    """Say how much of what was granted a block has used; nothing of short ones but what they have put on disk.
+
+    Parameters
+    ----------
+    use : mapping
+        `use` in the schema of reports.
+    seconds : float
+        From ready to the end of the block.
+    """
+    if seconds < _LONG:
+        use = {name: use[name] for name in ("spilled",) if name in use}
+    return ", ".join(used(use, _MUCH))
 
 
 def _tell_limit(backend: Backend) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 from distributed import LocalCluster
 
 from ..errors import EndError
-from ..node.sampling import Sampler, sampling
+from ..node.sampling import Sampler, death, sampling
 from ..plan import Plan
 from ..settings import Settings
 from . import rank_preload
 from .compat.dask_internals import ObservedCluster, correct_state, off_the_path
 from .compat.figures import pids_of
 from .dashboard import guard
-from .logs import DASK_LOG_LEVEL, configure_logging, logging_is_the_users, report_deaths
+from .logs import DASK_LOG_LEVEL, configure_logging, hear_deaths, logging_is_the_users, report_deaths
 from .processes import start_failure
 from .scheduler import options as scheduler_options
 from .scheduler_figures import SchedulerFigures
@@ -107,6 +107,12 @@ def sample(cluster: Any, node: str, tell: Callable[[Any], object]) -> Callable[[
     def look() -> Any:
         return [*figures.told(), *sampler.sample()]
 
+    def died(pid: int, text: str) -> None:
+        sampler.died(pid)
+        tell([death(text, node)])
+
+    hear_no_more = hear_deaths(died)
+
     async def begin() -> asyncio.Task[None]:
         cluster.scheduler.add_plugin(figures)
         return asyncio.get_running_loop().create_task(sampling(look, tell, 1))
@@ -119,6 +125,7 @@ def sample(cluster: Any, node: str, tell: Callable[[Any], object]) -> Callable[[
     task = cluster.sync(begin)
 
     def last_look() -> None:
+        hear_no_more()
         with contextlib.suppress(Exception):
             cluster.sync(end, callback_timeout=_MOMENT)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import Plan, WorkerPlan
 from .process_use import use_of_process
 
-__all__ = ["Pace", "Sampler", "Sampling", "planned", "planned_here", "sampling"]
+__all__ = ["Pace", "Sampler", "Sampling", "death", "planned", "planned_here", "sampling"]
 
 # Seconds between two samples: at first, and in the end. After so many the pause is doubled.
 _FIRST, _LAST, _SAMPLES = 2.0, 16.0, 30
@@ -64,6 +64,13 @@ class Sampler:
         self._processes = processes
         # By worker and process: CPU seconds and the most memory that were seen of it. A worker that dies has several processes.
         self._seen: dict[str, dict[int, tuple[float, int]]] = {}
+        self._deaths: dict[str, int] = {}
+
+    def died(self, pid: int) -> None:
+        """Note the death of a worker's process, of which the next one may never be seen: a block may end before it is there."""
+        for name, seen in self._seen.items():
+            if pid in seen:
+                self._deaths[name] = self._deaths.get(name, 0) + 1
 
     def sample(self) -> Told:
         """Look, and give what is to be told of it."""
@@ -81,7 +88,7 @@ class Sampler:
                 round(sum(cpu for cpu, _ in seen.values()), 2),
                 now.get(name, 0),
                 max(peak for _, peak in seen.values()),
-                len(seen) - 1,
+                max(len(seen) - 1, self._deaths.get(name, 0)),
             ]
             for name, seen in self._seen.items()
         }
@@ -98,6 +105,11 @@ def planned(plan: Plan, workers: Iterable[WorkerPlan]) -> Told:
 def planned_here(node: str, workers: Sequence[WorkerPlan]) -> Told:
     """Say which workers a node of a submitted job or of a guest hosts, whose share of the node they are."""
     return planned(Plan("", "", 0, 1, node, ()), workers)
+
+
+def death(text: str, node: str) -> tuple[str, dict[str, Any]]:
+    """Say that a worker's process has died."""
+    return "event", {"kind": "worker", "text": text, "node": node}
 
 
 async def sampling(look: Callable[[], Told], tell: Callable[[Told], object], nodes: int) -> None:
@@ -129,12 +141,16 @@ class Sampling:
     ----------
     tell : callable
         Tells rank 0.
+    tells_deaths : bool
+        Whether that is told of workers that die; not where somebody else does.
     """
 
-    def __init__(self, tell: Callable[[Told], object]) -> None:
+    def __init__(self, tell: Callable[[Told], object], *, tells_deaths: bool = True) -> None:
         self._tell = tell
+        self._tells_deaths = tells_deaths
         self._sampler: Sampler | None = None
         self._task: asyncio.Task[None] | None = None
+        self._hear_no_more: Callable[[], None] = lambda: None
 
     def begin(self, node: str, processes: Callable[[], Mapping[str, int]], nodes: int) -> None:
         """Begin with the workers of a block.
@@ -152,9 +168,19 @@ class Sampling:
             self._task.cancel()
         self._sampler = sampler = Sampler(node, processes)
         self._task = asyncio.get_running_loop().create_task(sampling(sampler.sample, self._tell, nodes))
+        self._hear_no_more()
+        from ..dask_backend.logs import hear_deaths
+
+        def died(pid: int, text: str) -> None:
+            sampler.died(pid)
+            if self._tells_deaths:
+                self._tell([death(text, node)])
+
+        self._hear_no_more = hear_deaths(died)
 
     def end(self) -> None:
         """Look at the workers for the last time in this block, before they end."""
+        self._hear_no_more()
         if self._task is not None and self._sampler is not None:
             self._task.cancel()
             self._task = None

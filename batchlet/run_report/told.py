@@ -134,8 +134,6 @@ class Told:
                 continue
             if tally.came is None and used:
                 tally.came = at
-            if restarts > tally.now["restarts"]:
-                self.event(at, "worker", f"worker {name} was started anew", node)
             tally.note("cpu", cpu)
             tally.note("restarts", restarts)
             tally.hold(used, peak)

@@ -300,7 +300,7 @@ def test_the_limit_of_open_files_is_raised_for_as_long_as_the_cluster_is_there(p
     result = place.run(*open_files("", 60), sys.executable, script)
     assert result.rc == 2, str(result)
     [message] = result.errors
-    assert "A local cluster of 2 workers needs about 86 open files, and the hard limit is 60 (`ulimit -Hn`)" in message
+    assert "A local cluster of 2 workers needs about 88 open files, and the hard limit is 60 (`ulimit -Hn`)" in message
 
 
 EXIT_CODES = """

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from cluster_slurm import SlurmCluster
-from run_helpers import reserved_instance, unavailable
+from own_cluster import a_cluster
 
 
-@contextmanager
-def bound_cluster() -> Iterator[SlurmCluster]:
+def bound_cluster() -> AbstractContextManager[SlurmCluster]:
     """A cluster that binds each task to CPUs of its own."""
-    with reserved_instance() as instance:
-        cluster = SlurmCluster(instance, nodes=2, task_plugin="affinity")
-        reason = cluster.unavailable_reason()
-        if reason is not None:
-            unavailable(reason)
-        cluster.down()
-        cluster.up()
-        try:
-            yield cluster
-        finally:
-            cluster.down()
+    return a_cluster(nodes=2, task_plugin="affinity")

@@ -7,15 +7,14 @@ test session uses. It is gone at the end. Where it cannot run, the tests are ski
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster_slurm import SlurmCluster
-from run_helpers import Place, Result, Run, reserved_instance, unavailable
+from own_cluster import a_cluster
+from run_helpers import Place, Result, Run
 
 
 @pytest.fixture(scope="session")
@@ -23,25 +22,6 @@ def cluster() -> Iterator[SlurmCluster]:
     """A cluster of four nodes with 8 CPUs and 4 GiB each, with memory limits that hold."""
     with a_cluster() as cluster:
         yield cluster
-
-
-@contextlib.contextmanager
-def a_cluster(**shape: Any) -> Iterator[SlurmCluster]:
-    """A cluster that nobody else uses, with other parameters than by default where they are given."""
-    if not sys.platform.startswith("linux"):
-        unavailable(f"a test Slurm needs Linux, not {sys.platform}")
-    with reserved_instance() as instance:
-        cluster = SlurmCluster(instance, **shape)
-        reason = cluster.unavailable_reason()
-        if reason is not None:
-            unavailable(reason)
-        # A session that crashed may have left it, with jobs on it.
-        cluster.down()
-        cluster.up()
-        try:
-            yield cluster
-        finally:
-            cluster.down()
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from cluster_slurm import SlurmCluster
-from conftest import a_cluster
 from jobs_helpers import Login
+from own_cluster import a_cluster
 from run_helpers import WORKLOADS, BatchJob, Place, Result, json_line
 
 pytestmark = pytest.mark.slurm
@@ -22,10 +22,15 @@ CUDA, ROCR = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 MIG = "MIG-41b3359c-e721-56e5-8009-12e5797ed514,MIG-65b79fff-6d3c-5490-a288-b31ec705f310"
 
 
-@pytest.fixture(scope="module", params=["free", "constrained"])
+FREE, CONSTRAINED = "free", "constrained"
+# Tests of what is the same with ConstrainDevices.
+ALIKE = pytest.mark.parametrize("cluster", [FREE], indirect=True)
+
+
+@pytest.fixture(scope="module", params=[FREE, CONSTRAINED])
 def cluster(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
     """A cluster whose nodes have GPUs; "constrained" is ``ConstrainDevices``."""
-    with a_cluster(gpus=NODES, devices_constrained=request.param == "constrained") as cluster:
+    with a_cluster(gpus=NODES, devices_constrained=request.param == CONSTRAINED) as cluster:
         yield cluster
 
 
@@ -81,11 +86,13 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_each_gpu_of_a_step_is_one_workers(place: Place, cluster: SlurmCluster, constrained: bool, shape: str) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "shape"),
+    [*((FREE, shape) for shape in SHAPES), (CONSTRAINED, "nodes uneven"), (CONSTRAINED, "part of a node")],
+    indirect=["cluster"],
+)
+def test_each_gpu_of_a_step_is_one_workers(place: Place, cluster: SlurmCluster, shape: str) -> None:
     """Of GPUs that all ranks of a node see, each is the first one of one worker, which Dask knows by its resource."""
-    if constrained and shape not in ("nodes uneven", "part of a node"):
-        pytest.skip("the same as without ConstrainDevices")
     args, variables, options, expected = SHAPES[shape]
     workers = found(run(place, cluster, args, set_=variables, **options))
     assert workers.keys() == expected.keys()
@@ -127,12 +134,9 @@ def test_a_gpu_that_slurm_gives_to_a_rank_is_its_workers(
     assert sorted(opens) == [[f"a100-{number}"] for number in range(4)]
 
 
-def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(
-    place: Place, cluster: SlurmCluster, constrained: bool
-) -> None:
+@ALIKE
+def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(place: Place, cluster: SlurmCluster) -> None:
     """In a batch script with two nodes the plan names, with its source, what each worker then sees first."""
-    if constrained:
-        pytest.skip("the same as without ConstrainDevices")
     nodes = f"{cluster.node_prefix}1,{cluster.node_prefix}2"
     script = f"python -m batchlet --plan --json\npython {GPUS} {cluster.devices} '{{}}'\n"
     args = ("-N2", "-n2", "-c4", f"-w{nodes}", "--gpus-per-task=2")
@@ -149,20 +153,20 @@ def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(
 
 
 @pytest.mark.parametrize(
-    ("args", "options", "words"),
+    ("cluster", "args", "options", "words"),
     [
-        ("-N1 -n5 -w1 --gres=gpu:2", [], "3 worker ranks on node {node} have 2 GPUs (CUDA_VISIBLE_DEVICES), 2 of them"),
-        ("-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
-        ("-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which has 1."),
-        ("-N1 -n3 -c2 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
+        (FREE, "-N1 -n5 -w1 --gres=gpu:2", [], "3 worker ranks on node {node} have 2 GPUs (CUDA_VISIBLE_DEVICES), 2 of them"),
+        (FREE, "-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
+        (CONSTRAINED, "-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
+        (FREE, "-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which has 1."),
+        (FREE, "-N1 -n3 -c2 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
     ],
+    indirect=["cluster"],
 )  # fmt: skip
 def test_more_workers_than_gpus_are_refused(
-    place: Place, cluster: SlurmCluster, constrained: bool, args: str, options: list[str], words: str
+    place: Place, cluster: SlurmCluster, args: str, options: list[str], words: str
 ) -> None:
     """One sentence before anything starts, from the plan as from the run: what was found, what was needed, what to type."""
-    if constrained and "single" not in args:
-        pytest.skip("the same as without ConstrainDevices")
     command = ["srun", *args.replace("-w1", f"-w{cluster.node_prefix}1").split(), "python", "-m", "batchlet", *options]
     for rest in (["--plan"], ["-c", "print(1)"]):
         result = place.run(*command, *rest)
@@ -171,12 +175,9 @@ def test_more_workers_than_gpus_are_refused(
         assert words.format(node=f"{cluster.node_prefix}1", cuda=CUDA) in result.errors[0], str(result)
 
 
-def test_a_gpu_that_all_ranks_were_told_by_hand_is_not_shared_by_accident(
-    place: Place, cluster: SlurmCluster, constrained: bool
-) -> None:
+@ALIKE
+def test_a_gpu_that_all_ranks_were_told_by_hand_is_not_shared_by_accident(place: Place, cluster: SlurmCluster) -> None:
     """Where Slurm knows nothing of the GPUs, the agent of the node tells the same GPU for all from one for each."""
-    if constrained:
-        pytest.skip("the same as without ConstrainDevices")
     result = run(place, cluster, "-N1 -n4 -w4", set_=f"{CUDA}=0")
     assert (result.rc, result.stdout) == (2, ""), str(result)
     assert "2 worker ranks on node" in result.stderr, str(result)
@@ -194,12 +195,9 @@ with made(jobs=1, gpus=2, walltime="00:10:00") as cluster, Client(cluster) as cl
 """
 
 
-def test_a_submitted_job_asks_for_its_gpus_and_divides_them(
-    place: Place, cluster: SlurmCluster, constrained: bool
-) -> None:
+@ALIKE
+def test_a_submitted_job_asks_for_its_gpus_and_divides_them(place: Place, cluster: SlurmCluster) -> None:
     """`gpus=2` is what Slurm is asked for, and each of the two workers has one of those that the job was granted."""
-    if constrained:
-        pytest.skip("the same as without ConstrainDevices")
     result = Login(cluster, place).run(OF_JOBS, timeout=150)
     assert result.rc == 0, str(result)
     assert json.loads(json_line(result.stdout)) == [["0,1", "1,0"], [{"GPU": 1}, {"GPU": 1}]]

@@ -74,7 +74,7 @@ ENDINGS = {
         act=lambda running: running.scancel(), env=options(grace=2, stop_timeout=4),
     ),
     "time is up": Ending("sleeps", "ended", "TimeIsUpError", 84, ("time is up",), env=options(time_limit=15, stop_before=12)),
-    "worker killed": Ending("worker-killed", "done", None, 0, ("was started anew",)),
+    "worker killed": Ending("worker-killed", "done", None, 0, ("was killed by SIGKILL",)),
     "scheduler killed": Ending(
         "waits", "failed", "ClusterLostError", 81, ("was killed by SIGKILL",), act=lambda running: running.scheduler().kill()
     ),

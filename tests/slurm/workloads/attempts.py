@@ -1,6 +1,7 @@
 """A computation that takes three attempts; how each of the first two ends, its arguments say.
 
-Arguments: what ends the first attempt and the second ("time", "scheduler", "wait"), and the step at which the third is done.
+Arguments: what ends the first attempt and the second ("time", "scheduler", "wait", or "late" for a rank that does not come in
+time), and the step at which the third is done.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+if sys.argv[1] == "late" and os.environ["SLURM_PROCID"] == "3" and "SLURM_RESTART_COUNT" not in os.environ:
+    time.sleep(10)
 
 # isort: off
 from batchlet.early import BatchletRunner

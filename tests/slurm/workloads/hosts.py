@@ -37,9 +37,10 @@ def block(client):
     planned = workers(client)
     say(f"workers {len(planned)}")
     numbers = range(int(len(planned) * seconds / PAUSE))
-    # At the address of a worker of each node, which is to be the address of the one that comes in its place.
+    # At the address of each worker, which is to be the address of the one that comes in its place. By its name Dask would find
+    # it only while it is there.
     pinned = [
-        client.submit(square, n, workers=[name], pure=False)
+        client.submit(square, n, workers=[planned[name][0]], pure=False, allow_other_workers=False)
         for n, name in enumerate(sorted(planned, key=str))
         for _ in "ab"
     ]
