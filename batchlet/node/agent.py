@@ -318,7 +318,7 @@ class _Agent:
             connection.send(ReportFailure.of(error))
             return
         self._ranks.begin(rank, welcome.facts, site)
-        self._sampling.begin(rank.info.node, self._ranks.processes, rank.info.nodes)
+        self._sampling.begin(rank.info.node, self._ranks.processes, rank.info.nodes, logs.hear_deaths)
 
     def _start_pausing(self) -> None:
         # Kept, since the event loop itself does not.

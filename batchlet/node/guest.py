@@ -311,7 +311,7 @@ class _Guest:
             logs.report_deaths()
             self._say(plans)
             self._watch = self._watch or self._loop.create_task(self._go_in_time())
-            self._sampling.begin(self._info.node, lambda: pids_of(self._nannies), _SOME)
+            self._sampling.begin(self._info.node, lambda: pids_of(self._nannies), _SOME, logs.hear_deaths)
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001

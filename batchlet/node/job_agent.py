@@ -144,7 +144,7 @@ class _JobAgent:
         self._starting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._logs: Any = None
-        self._sampling = Sampling(lambda told: self._say(ForReport(told)), tells_deaths=False)
+        self._sampling = Sampling(lambda told: self._say(ForReport(told)))
 
     async def run(self) -> int:
         """Connect, do as ordered, and wait for the end."""

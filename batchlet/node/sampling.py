@@ -20,6 +20,7 @@ _NODES = 50
 _SHARE = 0.005
 
 Told = list[tuple[str, dict[str, Any]]]
+Hear = Callable[[Callable[[int, str], object]], Callable[[], None]]
 
 
 class Pace:
@@ -141,18 +142,17 @@ class Sampling:
     ----------
     tell : callable
         Tells rank 0.
-    tells_deaths : bool
-        Whether that is told of workers that die; not where somebody else does.
     """
 
-    def __init__(self, tell: Callable[[Told], object], *, tells_deaths: bool = True) -> None:
+    def __init__(self, tell: Callable[[Told], object]) -> None:
         self._tell = tell
-        self._tells_deaths = tells_deaths
         self._sampler: Sampler | None = None
         self._task: asyncio.Task[None] | None = None
         self._hear_no_more: Callable[[], None] = lambda: None
 
-    def begin(self, node: str, processes: Callable[[], Mapping[str, int]], nodes: int) -> None:
+    def begin(
+        self, node: str, processes: Callable[[], Mapping[str, int]], nodes: int, hear_deaths: Hear | None = None
+    ) -> None:
         """Begin with the workers of a block.
 
         Parameters
@@ -163,18 +163,20 @@ class Sampling:
             See `Sampler`.
         nodes : int
             How many agents do the same.
+        hear_deaths : callable, optional
+            As in `batchlet.dask_backend.logs`; `None` where somebody else tells who has died.
         """
         if self._task is not None:
             self._task.cancel()
         self._sampler = sampler = Sampler(node, processes)
         self._task = asyncio.get_running_loop().create_task(sampling(sampler.sample, self._tell, nodes))
         self._hear_no_more()
-        from ..dask_backend.logs import hear_deaths
+        if hear_deaths is None:
+            return
 
         def died(pid: int, text: str) -> None:
             sampler.died(pid)
-            if self._tells_deaths:
-                self._tell([death(text, node)])
+            self._tell([death(text, node)])
 
         self._hear_no_more = hear_deaths(died)
 

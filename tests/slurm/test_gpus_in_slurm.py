@@ -158,7 +158,7 @@ def test_in_an_allocation_the_workers_have_all_gpus_and_the_plan_says_so(place: 
         (FREE, "-N1 -n5 -w1 --gres=gpu:2", [], "3 worker ranks on node {node} have 2 GPUs (CUDA_VISIBLE_DEVICES), 2 of them"),
         (FREE, "-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
         (CONSTRAINED, "-N1 -n4 -w1 --gres=gpu:2 --gpu-bind=single:2", [], "4 ranks of node {node} have 1 GPU each"),
-        (FREE, "-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which has 1."),
+        (FREE, "-N1 -n1 -w1 --gres=gpu:4", [], "4 workers, one for each GPU ({cuda}), need 4 CPUs on node {node}, which"),
         (FREE, "-N1 -n3 -c2 -w1 --gres=gpu:2", ["--workers-per-node=3"], "3 workers on node {node}, which has 2 GPUs"),
     ],
     indirect=["cluster"],
