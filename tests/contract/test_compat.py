@@ -1005,7 +1005,7 @@ if __name__ == "__main__":
     with LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="400MB", dashboard_address=None) as cluster:
         with Client(cluster) as client:
             client.run(lambda dask_worker: figures.count_traffic(dask_worker))
-            held = client.map(lambda one: bytes([one]) * 60_000_000, range(6))
+            held = client.map(lambda one: bytes([one]) * 15_000_000, range(24))
             client.gather(client.map(len, held))
             for _ in range(100):
                 [state] = cluster.scheduler.workers.values()

@@ -31,8 +31,8 @@ def count_traffic(worker: Any) -> None:
 
     A worker has ``metrics``, a dict of functions (as in `distributed.worker.DEFAULT_METRICS`) whose results its heartbeats take
     along. ``Worker.transfer_outgoing_bytes_total`` is what it has sent; ``transfer_incoming_log`` has the newest transfers to
-    it, each with its ``total``, and ``state.transfer_incoming_count_total`` how many there were; ``digests_total`` counts bytes
-    by keys that end with ("disk-write", "bytes"). What is missing is not counted.
+    it, each with its ``total``, and ``state.transfer_incoming_count_total`` how many there were; ``data``, where it spills, counts
+    in ``cumulative_metrics`` by ("disk-write", "bytes"). What is missing is not counted.
     """
     metrics = getattr(worker, "metrics", None)
     if isinstance(metrics, dict):
@@ -47,15 +47,11 @@ class _Traffic:
         self._count = 0
 
     def __call__(self, worker: Any) -> dict[str, float]:
-        digests: Mapping[Any, float] = getattr(worker, "digests_total", None) or {}
+        spilling: Mapping[Any, float] = getattr(getattr(worker, "data", None), "cumulative_metrics", None) or {}
         return {
             "sent": getattr(worker, "transfer_outgoing_bytes_total", 0),
             "received": self._incoming(worker),
-            "written": sum(
-                value
-                for key, value in list(digests.items())
-                if isinstance(key, tuple) and key[-2:] == ("disk-write", "bytes")
-            ),
+            "written": spilling.get(("disk-write", "bytes"), 0),
         }
 
     def _incoming(self, worker: Any) -> float:
