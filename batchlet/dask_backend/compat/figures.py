@@ -31,8 +31,8 @@ def count_traffic(worker: Any) -> None:
 
     A worker has ``metrics``, a dict of functions (as in `distributed.worker.DEFAULT_METRICS`) whose results its heartbeats take
     along. ``Worker.transfer_outgoing_bytes_total`` is what it has sent; ``transfer_incoming_log`` has the newest transfers to
-    it, each with its ``total``, and ``state.transfer_incoming_count_total`` how many there were; ``data``, where it spills, counts
-    in ``cumulative_metrics`` by ("disk-write", "bytes"). What is missing is not counted.
+    it, each with its ``total``, and ``state.transfer_incoming_count_total`` how many there were; ``data``, where it spills,
+    counts in ``cumulative_metrics`` by ("disk-write", "bytes"). What is missing is not counted.
     """
     metrics = getattr(worker, "metrics", None)
     if isinstance(metrics, dict):
