@@ -30,6 +30,9 @@ _STARTS = 3
 _NEWS = 0.2
 #: Nobody looks at what each Nanny knows of the node's disks, and reading it is most of what its monitor does.
 DISKS = "distributed.admin.system-monitor.disk"
+# What a Nanny gives a worker's environment, and what Dask itself has it give there to the allocator.
+_ENVIRON = "distributed.nanny.pre-spawn-environ"
+_TRIM, _DASKS_TRIM = "MALLOC_TRIM_THRESHOLD_", "65536"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def configured(workers: int = 1, total: int = 1) -> Iterator[None]:
     user has chosen another way.
     """
     # A Nanny writes these into the environment of its own process too.
-    touched = [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
+    touched = {*dask.config.get(_ENVIRON), *AGENT_ENVIRONMENT}
     before = {name: os.environ.get(name) for name in touched}
     try:
         with dask.config.set(_settings(workers, total)), true_exit_codes(), limited_handshakes():
@@ -128,6 +131,10 @@ def _settings(workers: int, total: int) -> dict[str, Any]:
         "distributed.worker.use-file-locking": False,
         **intervals(workers, total),
     }
+    if str(dask.config.get(_ENVIRON).get(_TRIM)) == _DASKS_TRIM:
+        config |= {
+            f"{_ENVIRON}.{name}": value for name, value in AGENT_ENVIRONMENT.items() if name.startswith("MALLOC_")
+        }
     if importlib.util.find_spec("gilknocker") is None:
         # Each Nanny and each worker would look for it, through all of the path.
         config["distributed.admin.system-monitor.gil.enabled"] = False

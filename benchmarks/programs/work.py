@@ -18,10 +18,10 @@ from typing import Any
 
 Figures = dict[str, float]
 
-#: Small tasks; transfers and their size in MB; rows of each of 16 parts of the frame; seconds that a thread is held and
-#: that the processes get to settle before their memory is read.
-FULL = {"tasks": 5000, "transfers": 5, "megabytes": 64, "rows": 200_000, "hold": 0.2, "settle": 1.0}
-QUICK = {"tasks": 100, "transfers": 1, "megabytes": 4, "rows": 1_000, "hold": 0.05, "settle": 0.1}
+#: Small tasks; transfers and their size in MB; rows of each of 16 parts of the frame; size of an array in MB; seconds that a
+#: thread is held and that the processes get to settle before their memory is read.
+FULL = {"tasks": 5000, "transfers": 5, "megabytes": 64, "rows": 200_000, "array": 300, "hold": 0.2, "settle": 1.0}
+QUICK = {"tasks": 100, "transfers": 1, "megabytes": 4, "rows": 1_000, "array": 30, "hold": 0.05, "settle": 0.1}
 PARTS = 16
 
 
@@ -90,6 +90,14 @@ def memory(client: Any, sizes: dict[str, Any]) -> Figures:
                 raise TimeoutError("nobody has read the memory")
             time.sleep(0.02)
     return {}
+
+
+def resident(client: Any, sizes: dict[str, Any]) -> Figures:
+    """Resident memory of all workers, in bytes: what is left of what was done before."""
+    import psutil
+
+    time.sleep(sizes["settle"])
+    return {"resident": sum(client.run(lambda: psutil.Process().memory_info().rss).values())}
 
 
 # Throughput -------------------------------------------------------------------------------------------------------
@@ -164,6 +172,21 @@ def shuffle(client: Any, sizes: dict[str, Any]) -> Figures:
     return {"shuffle": run(sizes["rows"])}
 
 
+def arrays(client: Any, sizes: dict[str, Any]) -> Figures:
+    """Seconds for sums and means over square arrays of random numbers, in blocks of 3 MB and of 8 MB."""
+    import dask.array as da
+
+    def run(megabytes: int, size: int) -> float:
+        side, parts = int((megabytes * 1e6 / 8) ** 0.5), max(1, round((size / megabytes) ** 0.5))
+        began = time.perf_counter()
+        numbers = da.random.default_rng(1).random((side * parts, side * parts), chunks=(side, side))
+        client.compute(((numbers + numbers.T).mean(0) * 2 + numbers.std(0)).sum()).result()
+        return time.perf_counter() - began
+
+    run(1, 4)
+    return {f"arrays-{megabytes}": run(megabytes, sizes["array"]) for megabytes in (3, 8)}
+
+
 # CPUs -------------------------------------------------------------------------------------------------------------
 
 
@@ -180,8 +203,10 @@ def threads(client: Any, sizes: dict[str, Any]) -> Figures:
 
 WORKS: dict[str, Callable[[Any, dict[str, Any]], Figures]] = {
     "memory": memory,
+    "resident": resident,
     "tasks": tasks,
     "transfer": transfer,
     "shuffle": shuffle,
+    "arrays": arrays,
     "threads": threads,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,3 +142,16 @@ def test_memory_is_enforced_by_each_worker(srun: Run) -> None:
     assert report["processes"] == 3, "a worker that had done nothing wrong was started again"
     assert report["again"] == "it works again"
     assert "Traceback" not in result.stderr, str(result)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are those of the GNU C library")
+def test_workers_use_the_pages_of_arrays_again(srun: Run, place: Place) -> None:
+    """A worker does not give back each array of some megabytes to the system; as Dask sets the allocator, it does."""
+    script = WORKLOADS / "page_faults.py"
+    for result in (srun("-n3", script=script), place.run(sys.executable, place.script(script))):
+        found = json.loads(json_line(result.stdout))
+        assert found["pages"] < found["all"] / 10, str(result)
+    dasks = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    result = srun("-n3", script=script, env=dasks)
+    found = json.loads(json_line(result.stdout))
+    assert found["pages"] > found["all"] / 2, str(result)
