@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed import LocalCluster
 
+from .. import report
 from ..errors import EndError
 from ..node.sampling import Sampler, death, sampling
 from ..plan import Plan
@@ -69,8 +70,9 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
     try:
         with _explained("worker"):
             # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
+            tell = functools.cache(report.note)
             for worker in plan.workers:
-                make, options = worker_spec(worker, site, settings)
+                make, options = worker_spec(worker, site, settings, tell=tell)
                 cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}
             correct_state(cluster)
     except BaseException:
