@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_work
+
 Figures = dict[str, float]
 
 #: Small tasks; transfers and their size in MB; rows of each of 16 parts of the frame; seconds that a thread is held and
@@ -184,4 +186,5 @@ WORKS: dict[str, Callable[[Any, dict[str, Any]], Figures]] = {
     "transfer": transfer,
     "shuffle": shuffle,
     "threads": threads,
+    **gpu_work.WORKS,
 }

@@ -152,14 +152,29 @@ def test_a_run_that_hangs_is_a_failure_and_nothing_is_left(
     assert mark not in jobs.stdout.split()
 
 
-@pytest.mark.parametrize(("script", "figures"), [("tls.py --modes local", 4), ("links.py --local", 3)])
+@pytest.mark.parametrize(
+    ("script", "figures"), [("tls.py --modes local", 4), ("links.py --local", 3), ("gpu.py --array numpy", 3)]
+)
 def test_what_connections_cost_has_a_row_for_each_figure(cluster: SlurmCluster, script: str, figures: int) -> None:
-    """What TLS and links cost: a row for each figure, above 0."""
+    """What TLS and links cost, and what workers with GPUs do: a row for each figure, above 0."""
     result = benchmark(*script.split(), "--quick", "--repeats=1")
     assert result.rc == 0, str(result)
     found = rows(result.stdout, "least-greatest")
     assert len(found) == figures, str(result)
     assert all(float(cell) > 0 for cells in found.values() for cell in cells[:3]), str(result)
+
+
+def test_a_machine_without_gpus_is_told_what_is_missing() -> None:
+    """One sentence, with what would run here."""
+    if _gpus():
+        pytest.skip("there are GPUs")
+    result = benchmark("gpu.py", timeout=60)
+    assert result.rc == 2, str(result)
+    assert "no GPU of NVIDIA's is here; --array numpy runs the same programme on CPUs" in result.stderr, str(result)
+
+
+def _gpus() -> bool:
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def test_slope_spread_and_plot_are_right() -> None:
