@@ -20,6 +20,7 @@ class OfDaskCuda(Worker):
 class CUDAWorker(Server):
     def __init__(
         self, scheduler=None, host=None, nthreads=1, name=None, memory_limit="auto", rmm_pool_size=None, resources=None,
+        enable_cudf_spill=False,
         dashboard=True, dashboard_address=":0", local_directory=None, preload=[], security=None, worker_class=None, **kwargs
     ):
         devices = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
@@ -78,6 +79,12 @@ def __getattr__(name):
 """
 
 
+CUDF = """
+options = {}
+set_option = options.__setitem__
+"""
+
+
 def stand_in(base: Path, *, driver: bool = True, dask_cuda: bool = True) -> dict[str, str]:
     """Make them in a directory, and give the variables by which a program finds them.
 
@@ -89,6 +96,8 @@ def stand_in(base: Path, *, driver: bool = True, dask_cuda: bool = True) -> dict
     if dask_cuda:
         (packages / "dask_cuda").mkdir()
         (packages / "dask_cuda" / "__init__.py").write_text(DASK_CUDA)
+    if dask_cuda:
+        (packages / "cudf.py").write_text(CUDF)
     init = "pass" if driver else "raise NVMLError('no driver')"
     (packages / "pynvml.py").write_text(NVML.format(init=init))
     # Any library does: nothing of it is called.

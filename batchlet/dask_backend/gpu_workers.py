@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "keep_to_cpus",
     "only_own_visible",
     "show_peers",
+    "spill_here",
 ]
 
 #: What a task asks for that is to have a GPU: ``dask.annotate(resources={"GPU": 1})``.
@@ -166,6 +167,26 @@ def for_dask_cuda(cls: type, options: dict[str, Any], named: set[str]) -> None:
     resources = options.get("resources")
     if isinstance(resources, Mapping):
         options["resources"] = ",".join(f"{name}={number}" for name, number in resources.items())
+
+
+def spill_here(given: Mapping[str, Any], plans: Sequence[WorkerPlan]) -> None:
+    """Have cuDF spill in this process too, which is client and scheduler of dask-cuda's workers, as LocalCUDACluster does.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        Keyword arguments from the user for the workers.
+    plans : sequence of WorkerPlan
+        The workers.
+    """
+    if not given.get("enable_cudf_spill") or not any(plan.worker_class == CUDA_WORKER for plan in plans):
+        return
+    # As dask-cuda has it: cuDF must not choose a device before the workers are there.
+    os.environ["RAPIDS_NO_INITIALIZE"] = "True"
+    with contextlib.suppress(ImportError):
+        cudf = importlib.import_module("cudf")
+        cudf.set_option("spill", True)
+        cudf.set_option("spill_stats", given.get("cudf_spill_stats", 0))
 
 
 def _version() -> str:

@@ -15,7 +15,7 @@ from ..errors import EndError
 from ..node.sampling import Sampler, death, sampling
 from ..plan import Plan
 from ..settings import Settings
-from . import rank_preload
+from . import gpu_workers, rank_preload
 from .compat.dask_internals import ObservedCluster, correct_state, off_the_path
 from .compat.figures import pids_of
 from .dashboard import guard
@@ -71,6 +71,7 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
         with _explained("worker"):
             # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
             tell = functools.cache(report.note)
+            gpu_workers.spill_here(settings.worker_options, plan.workers)
             for worker in plan.workers:
                 make, options = worker_spec(worker, site, settings, tell=tell)
                 cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}

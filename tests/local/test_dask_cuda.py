@@ -30,6 +30,8 @@ def look(dask_worker):
 if __name__ == "__main__":
     with BatchletRunner(**json.loads(sys.argv[1])) as runner, Client(runner) as client:
         found = sorted(client.run(look).values())
+        if "cudf" in sys.modules:
+            found.append(sys.modules["cudf"].options)
     sys.stdout.write("RESULT " + json.dumps([found, sorted(os.sched_getaffinity(0))]) + "\\n")
 """
 
@@ -63,6 +65,14 @@ def test_where_dask_cuda_is_installed_it_has_the_workers_and_its_options_reach_i
     result = run(place, env, **POOL)
     assert [worker[:3] for worker in workers(result)] == [["0", f"{A},{B}", True], ["1", f"{B},{A}", True]]
     assert "dask-cuda" not in result.stderr, str(result)
+
+
+def test_locally_cudf_spills_in_the_clients_process_too(place: Place) -> None:
+    """As with LocalCUDACluster, where the workers' cuDF is to spill."""
+    options: dict[str, object] = {"worker_options": {"rmm_pool_size": "1GB", "enable_cudf_spill": True}}
+    *found, cudf = workers(run(place, stand_in(place.base), **options))
+    assert [worker[2] for worker in found] == [True, True]
+    assert cudf == {"spill": True, "spill_stats": 0}
 
 
 def test_the_plain_worker_is_there_for_who_asks_for_it(place: Place) -> None:
