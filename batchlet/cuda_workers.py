@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .environments.base import Figure, only_amd
-from .errors import SettingsError
+from .errors import PlanError
 from .gpus import CUDA_VARIABLE
 from .nvidia import driver_problem
 from .planned import Plan, WorkerPlan
@@ -110,13 +110,13 @@ def choose_class(
 
     Raises
     ------
-    SettingsError
+    PlanError
         If there are options that only dask-cuda's workers take, and the workers are no such.
     """
     given, as_before = options_of(settings), Choice(tuple(workers))
     if settings.worker_class is not None:
         if given and _name(settings.worker_class) in DASKS_OWN:
-            raise SettingsError(
+            raise PlanError(
                 f"{_has(given)}, but worker_class={_name(settings.worker_class)!r} is Dask's own. Leave out one or the other."
             )
         return as_before
@@ -125,7 +125,7 @@ def choose_class(
     nvidias = bool(known) and all(CUDA_VARIABLE in worker.environ for worker in known) and not only_amd()
     if not nvidias:
         if given and any(worker.rank == rank for worker in workers):
-            raise SettingsError(
+            raise PlanError(
                 f"{_has(given)}, but the workers of node {node} have no GPU of NVIDIA's. Ask for GPUs (srun --gres=gpu:N; "
                 "CUDA_VISIBLE_DEVICES names those that there are), or leave that out."
             )
@@ -133,7 +133,7 @@ def choose_class(
     refuse_unfit(known, settings)
     if importlib.util.find_spec("dask_cuda") is None:
         if given:
-            raise SettingsError(f"{_has(given)}, but dask-cuda is not installed: {INSTALL}, or leave that out.")
+            raise PlanError(f"{_has(given)}, but dask-cuda is not installed: {INSTALL}, or leave that out.")
         return as_before
     shape = _unfit(known, settings)
     if shape is not None:
@@ -143,7 +143,7 @@ def choose_class(
         chosen = tuple(replace(worker, worker_class=CUDA_WORKER) if worker.environ else worker for worker in workers)
         return Choice(chosen, Figure(CUDA_WORKER, "dask-cuda is installed"))
     if given:
-        raise SettingsError(cannot_be_used(given, problem, node))
+        raise PlanError(cannot_be_used(given, problem, node))
     return Choice(as_before.workers, Figure(_PLAIN, f"{_BUT}{problem}"), f"{PLAIN_INSTEAD}{problem}")
 
 
@@ -160,13 +160,13 @@ def refuse_unfit(workers: Sequence[WorkerPlan], settings: Settings) -> None:
 
     Raises
     ------
-    SettingsError
+    PlanError
         If there are such options.
     """
     given, known = options_of(settings), [worker for worker in workers if worker.environ]
     shape = _unfit(known, settings) if given and known and settings.worker_class is None else None
     if shape is not None:
-        raise SettingsError(f"{_has(given)}, but dask-cuda {shape}. Leave out one or the other.")
+        raise PlanError(f"{_has(given)}, but dask-cuda {shape}. Leave out one or the other.")
 
 
 def _unfit(workers: Sequence[WorkerPlan], settings: Settings) -> str | None:

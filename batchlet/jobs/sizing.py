@@ -81,9 +81,7 @@ def size_of_job(settings: Settings, cores: Figure[int], memory: Figure[int]) -> 
     Raises
     ------
     PlanError
-        If more was asked for than a node has.
-    SettingsError
-        If workers cannot be of the kind that was asked for, whatever the node.
+        If more was asked for than a node has, or workers cannot be of the kind that was asked for, whatever the node.
     """
     info = ProcessInfo(
         mode="jobs", rank=_RANK, world_size=_RANK + 1, node="(each of a job)", nodes=settings.nodes_per_job,

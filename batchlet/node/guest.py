@@ -140,9 +140,7 @@ def plan_guest(
     Raises
     ------
     PlanError
-        If more was asked for than the node has.
-    SettingsError
-        If workers cannot be of the kind that was asked for.
+        If more was asked for than the node has, or workers cannot be of the kind that was asked for.
     """
     alone = info.world_size == 1 and info.mode == "local"
     shifted = replace(

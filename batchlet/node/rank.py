@@ -135,9 +135,7 @@ class Rank:
         Raises
         ------
         PlanError
-            If more was asked for than the node has.
-        SettingsError
-            If workers cannot be of the kind that was asked for.
+            If more was asked for than the node has, or workers cannot be of the kind that was asked for.
         """
         known = (facts or {}).get(self.info.node)
         figure = Figure(int(known[0]), str(known[1])) if known else None

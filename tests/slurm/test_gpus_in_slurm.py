@@ -202,6 +202,29 @@ def test_dask_cudas_workers_are_taken_where_its_driver_works(place: Place, clust
     assert len(said) == (0 if driver else 1), str(result)
 
 
+@ALIKE
+@pytest.mark.parametrize(
+    ("driver", "options", "words"),
+    [
+        (False, {"worker_options": {"rmm_pool_size": "1GB"}}, "take, but dask-cuda cannot be used on node"),
+        # The stand-in refuses to be made.
+        (True, {"worker_options": {"rmm_pool_size": "2GB"}}, "dask-cuda's worker could not be made on node"),
+        (True, {"worker_class": "dask_cuda.CUDAWorker"}, 'worker_class="dask_cuda.CUDAWorker" cannot be used on node'),
+    ],
+)
+def test_what_dask_cuda_cannot_do_ends_the_run_with_a_sentence(
+    place: Place, cluster: SlurmCluster, driver: bool, options: dict[str, Any], words: str
+) -> None:
+    """One error, of the first node that has it."""
+    set_ = " ".join(f"{name}={value}" for name, value in stand_in(place.base, driver=driver).items())
+    result = run(place, cluster, "-N2 -n4 -c2 -w1,2 --gres=gpu:2", set_=set_, **options)
+    assert result.rc == 2, str(result)
+    said = [line for line in result.errors if "error: " in line]
+    assert len(said) == 1, str(result)
+    assert words in said[0], str(result)
+    assert "Traceback" not in result.stderr, str(result)
+
+
 OF_JOBS = """
 from dask.distributed import Client
 
