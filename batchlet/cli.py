@@ -21,6 +21,7 @@ from .client.refusal import refuse_alone
 from .client.session import Session
 from .command_line import parse
 from .commands import COMMANDS, find_command
+from .cuda_workers import choose_in_plan
 from .environments import ProcessInfo, first_process, select
 from .environments.allocation_end import AllocationEnd, find_allocation_end
 from .errors import EndError, UsageError
@@ -122,7 +123,7 @@ def _show_plan(keywords: Mapping[str, Any], *, as_json: bool) -> int:
         for node, grant in nodes:
             seen = elsewhere if node.node in controller_memory and node.node != info.node else host
             resources = node_resources(grant, seen, controller_memory.get(node.node))
-            plan = make_plan(node, resources, settings)
+            plan = choose_in_plan(make_plan(node, resources, settings), settings, here=node.node == info.node)
             plans.append(
                 bind_plan(plan, resources, host, settings, in_job=grant.cpus is not None)
                 if node.node == info.node

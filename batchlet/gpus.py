@@ -16,15 +16,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["GPU_VARIABLES", "NO_GPUS", "Gpus", "granted", "numbered"]
+__all__ = ["CUDA_VARIABLE", "GPU_VARIABLES", "NO_GPUS", "Gpus", "granted", "numbered"]
 
-_CUDA = "CUDA_VISIBLE_DEVICES"
+#: Names NVIDIA's devices; where there are AMD's alone, also theirs.
+CUDA_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _ROCR = "ROCR_VISIBLE_DEVICES"
 _HIP = "HIP_VISIBLE_DEVICES"
 _ORDINAL = "GPU_DEVICE_ORDINAL"
 _ZE = "ZE_AFFINITY_MASK"
 #: Variables that name devices, in the order in which they are believed: Slurm sets all of them, unless told what it has.
-GPU_VARIABLES = (_CUDA, _ROCR, _HIP, _ORDINAL, _ZE)
+GPU_VARIABLES = (CUDA_VARIABLE, _ROCR, _HIP, _ORDINAL, _ZE)
 # A device as a variable names it; Level Zero's has parts, "0.1". Whatever else stands there ends the list, as for CUDA itself:
 # "", "-1", "NoDevFiles".
 _DEVICE = re.compile(r"\d+(\.\d+)?|(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -102,7 +103,7 @@ def granted(environ: Mapping[str, str], *, amd: bool = False) -> Gpus | None:
     counting: list[str] = []
     if _ROCR in lists:
         # What is above ROCR counts what ROCR leaves: "0" is its first device.
-        above = [name for name in (_HIP, *([_CUDA] if amd else ())) if environ.get(name, "").strip()]
+        above = [name for name in (_HIP, *([CUDA_VARIABLE] if amd else ())) if environ.get(name, "").strip()]
         for name in above:
             lists[_ROCR] = _chosen(lists[_ROCR], lists[name])
         counting = [name for name in (*above, _ORDINAL) if name in lists]
@@ -117,7 +118,7 @@ def granted(environ: Mapping[str, str], *, amd: bool = False) -> Gpus | None:
 
 def numbered(names: Sequence[str], source: str) -> Gpus:
     """Give GPUs that something else than a variable names, all of them for whoever is on the node."""
-    return Gpus({_CUDA: tuple(names)}, source, bound=False) if names else NO_GPUS
+    return Gpus({CUDA_VARIABLE: tuple(names)}, source, bound=False) if names else NO_GPUS
 
 
 def _devices(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ container or a control group forbids.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from .gpus import Gpus, numbered
 
-__all__ = ["HostGpu", "host_gpus", "near_cpus", "read_gpus"]
+__all__ = ["HostGpu", "driver_problem", "host_gpus", "near_cpus", "read_gpus"]
 
 _DIRECTORY = "driver/nvidia/gpus"
 
@@ -59,6 +60,29 @@ def host_gpus(proc: Path = Path("/proc")) -> list[HostGpu]:
             if facts.get("GPU UUID", "").startswith("GPU-") and facts.get("Device Minor", "").isdecimal():
                 found.append(HostGpu(facts["GPU UUID"], int(facts["Device Minor"]), place.name))
     return found
+
+
+@functools.cache
+def driver_problem() -> str | None:
+    """Say why this process cannot use NVIDIA's driver, as it is installed here and as this container has it; `None` if it can.
+
+    The driver's library for CUDA is loaded, and not yet begun to be used: processes may still be forked.
+    """
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "libcuda.so.1, which comes with NVIDIA's driver, cannot be loaded"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as error:  # noqa: BLE001 - no package, or no library, or no device
+        return f"NVML does not work ({type(error).__name__}: {error})"
+    with contextlib.suppress(Exception):
+        pynvml.nvmlShutdown()
+    return None
 
 
 def near_cpus(name: str, root: Path = Path("/")) -> frozenset[int]:

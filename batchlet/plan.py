@@ -114,7 +114,7 @@ def make_plan(info: ProcessInfo, resources: NodeResources, settings: Settings) -
         )
     shape = _shape(info, settings)
     usable = int(resources.memory.value * (1 - settings.memory_headroom_frac))
-    figures: dict[str, Figure[int] | Figure[float]] = {
+    figures: dict[str, Figure[int] | Figure[float] | Figure[str]] = {
         "cpus": resources.cpus,
         "cpus_per_rank": resources.cpus_per_rank,
         "memory": resources.memory,

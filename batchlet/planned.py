@@ -9,7 +9,7 @@ from .environments.base import Figure
 from .settings import describe_bytes
 from .topology import describe_cpus
 
-__all__ = ["Plan", "WorkerPlan"]
+__all__ = ["Plan", "WorkerPlan", "shown"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class WorkerPlan:
         The CPUs that it is bound to; empty if it runs wherever its rank may.
     environ : mapping of str to str
         Variables of its own: which GPUs it sees, its own ones first.
+    worker_class : str
+        The class that runs it, where that was chosen for it; else that which the user has named, or Dask's own.
     """
 
     name: int | str
@@ -41,6 +43,7 @@ class WorkerPlan:
     gpus: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+    worker_class: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Plan:
         The workers of this node, on whichever of its ranks.
     figures : mapping of str to Figure
         Every figure that the plan rests on, with its source. Memory is in bytes.
+    notes : tuple of str
+        What the user is to hear when workers start, since it is other than one would expect.
     """
 
     mode: str
@@ -67,7 +72,8 @@ class Plan:
     world_size: int
     node: str
     workers: tuple[WorkerPlan, ...]
-    figures: Mapping[str, Figure[int] | Figure[float]] = field(default_factory=dict)
+    figures: Mapping[str, Figure[int] | Figure[float] | Figure[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def hosted(self) -> tuple[WorkerPlan, ...]:
@@ -81,8 +87,7 @@ class Plan:
         """Describe this node: its figures with their sources, and its workers."""
         lines = [f"node {self.node}"]
         for name, figure in self.figures.items():
-            value = describe_bytes(figure.value) if "memory" in name and "frac" not in name else f"{figure.value:g}"
-            lines.append(f"  {name:<20} {value:>10}  {figure.source}")
+            lines.append(f"  {name:<20} {shown(name, figure.value):>10}  {figure.source}")
         lines += [
             f"  worker {worker.name!s:<13} {worker.threads} thread{'s' if worker.threads > 1 else ''}, "
             f"{describe_bytes(worker.memory)}{_gpus(worker)}, rank {worker.rank}"
@@ -94,6 +99,21 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Give the plan as plain dicts, lists, numbers and texts; memory in bytes."""
         return asdict(self)
+
+
+def shown(name: str, value: float | str) -> str:
+    """Write the value of a figure of the plan for people.
+
+    Parameters
+    ----------
+    name : str
+        What the figure is called.
+    value : float or str
+        What it is.
+    """
+    if isinstance(value, str):
+        return value
+    return describe_bytes(int(value)) if "memory" in name and "frac" not in name else f"{value:g}"
 
 
 def _gpus(worker: WorkerPlan) -> str:

@@ -239,7 +239,9 @@ class Settings:
     )
     job_options: Mapping[str, Any] = _option(mapping, {}, "keyword arguments for dask-jobqueue's jobs, as JSON")
     worker_class: str | type | None = _option(
-        class_name, None, "class to use instead of Dask's Worker, by its dotted name"
+        class_name,
+        None,
+        "class to use instead of Dask's Worker, by its dotted name (default: dask-cuda's, where that is installed and fits)",
     )
     sources: Mapping[str, str] = field(default_factory=dict)
 

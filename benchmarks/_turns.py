@@ -21,74 +21,115 @@ Found = dict[str, dict[str, float]]
 SHAPES = {1: Shape(1, 4), 2: Shape(2, 6)}
 
 
-def main(
-    description: str,
-    tools: Callable[[bool], Mapping[str, Tool]],
+def arguments(description: str, timeout: float = 120.0) -> argparse.ArgumentParser:
+    """Make a parser of what every such benchmark can be told, and have SIGTERM end what was started."""
+    signal.signal(signal.SIGTERM, stop)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="tiny runs that show that it works; says nothing")
+    parser.add_argument(
+        "--timeout", type=float, default=timeout, metavar="S", help=f"of one run (default: {timeout:g})"
+    )
+    return parser
+
+
+def compare(
+    compared: Mapping[str, Tool],
+    shapes: Mapping[str, Shape],
     works: Sequence[str],
     figures: Sequence[Figure],
-    argv: Sequence[str] | None = None,
+    options: argparse.Namespace,
+    environ: Mapping[str, str] = os.environ,
+    workers: int | None = None,
 ) -> int:
-    """Read the command line, run each tool in turn, and print medians and ratios.
+    """Run each tool in turn, and print medians and ratios.
 
     Parameters
     ----------
-    description
-        For the help.
-    tools
-        Gives what is compared, the one that the others are compared with first; told whether there is no Slurm.
+    compared
+        The tools by their titles, the one that the others are compared with first.
+    shapes
+        How large the runs are, by what that is called.
     works
         The names of what each run's client does, of `work.WORKS`.
     figures
-        The rows of the table.
-    argv
-        The arguments, if not those of the command line.
+        The rows of the table; those that no run has found are left out.
+    options
+        What `arguments` has read.
+    environ
+        The environment that speaks to the Slurm, if there is one.
+    workers
+        How many there will be, if not as `Tool.workers` says.
 
     Returns
     -------
     int
         The exit code: 1 if some place has no figures.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each (default: 7)")
-    parser.add_argument("--nodes", nargs="+", type=int, choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--local", action="store_true", help="two workers on this machine, without a Slurm")
-    parser.add_argument("--quick", action="store_true", help="tiny runs that show that it works; says nothing")
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="of one run (default: 120)")
-    parser.add_argument("--instance", type=int, default=30, metavar="K", help="of the test Slurm (default: 30)")
-    options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, stop)
-    reason = None if options.local else unavailable_slurm(options.instance)
-    if reason:
-        parser.error(f"{reason} (or take --local)")
-    compared = tools(options.local)
-    shapes = {"local": Shape(1, 2)} if options.local else {f"{n} node{'s'[: n - 1]}": SHAPES[n] for n in options.nodes}
     found: dict[str, list[Found]] = {where: [] for where in shapes}
     failures = []
-    with contextlib.ExitStack() as stack:
-        environ = os.environ if options.local else stack.enter_context(test_slurm(options.instance))
-        for turn in range(options.repeats):
-            for where, shape in shapes.items():
-                names = list(compared)
-                names = names[turn % len(names) :] + names[: turn % len(names)]
-                try:
-                    got = {
-                        name: run(compared[name], shape, works, environ, timeout=options.timeout, quick=options.quick)
-                        for name in names
-                    }
-                except RunError as error:
-                    failures.append(f"{where}: {error}")
-                    say(f"[{turn + 1}/{options.repeats}] {where}: FAILED: {error}")
-                    continue
-                found[where].append({name: got[name] for name in compared})
-                key, title, unit, digits, _ = figures[-1]
-                told = ", ".join(f"{name} {found[where][-1][name][key] / unit:.{digits}f}" for name in compared)
-                say(f"[{turn + 1}/{options.repeats}] {where}: {title}: {told}")
-    table = [_row(where, done, figure) for where, done in found.items() if done for figure in figures]
+    for turn in range(options.repeats):
+        names = list(compared)
+        names = names[turn % len(names) :] + names[: turn % len(names)]
+        for where, shape in shapes.items():
+            more = {"timeout": options.timeout, "quick": options.quick, "workers": workers}
+            try:
+                got = {name: run(compared[name], shape, works, environ, **more) for name in names}
+            except RunError as error:
+                failures.append(f"{where}: {error}")
+                say(f"[{turn + 1}/{options.repeats}] {where}: FAILED: {error}")
+                continue
+            found[where].append({name: got[name] for name in compared})
+            key, title, unit, digits, _ = next(one for one in figures if all(one[0] in each for each in got.values()))
+            told = ", ".join(f"{name} {got[name][key] / unit:.{digits}f}" for name in compared)
+            say(f"[{turn + 1}/{options.repeats}] {where}: {title}: {told}")
+    table = [
+        _row(where, done, figure)
+        for where, done in found.items()
+        for figure in figures
+        if done and all(figure[0] in each for one in done for each in one.values())
+    ]
     _, *others = compared
     print(f"{surroundings()}; medians of {options.repeats} (least-greatest)\n")
     print(_numbers.table(["", *compared, *others], table))
     print("".join(f"\nA run that failed: {failure}" for failure in failures), end="")
     return int(not all(found.values()))
+
+
+def main(
+    description: str,
+    tools: Callable[[bool], Mapping[str, Tool]],
+    works: Sequence[str],
+    figures: Sequence[Figure],
+) -> int:
+    """Compare tools on one node and on two of a test Slurm, or without one on this machine.
+
+    Parameters
+    ----------
+    description
+        For the help.
+    tools
+        Gives what is compared; told whether there is no Slurm.
+    works, figures
+        As in `compare`.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = arguments(description)
+    parser.add_argument("--nodes", nargs="+", type=int, choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--local", action="store_true", help="two workers on this machine, without a Slurm")
+    parser.add_argument("--instance", type=int, default=30, metavar="K", help="of the test Slurm (default: 30)")
+    options = parser.parse_args()
+    reason = None if options.local else unavailable_slurm(options.instance)
+    if reason:
+        parser.error(f"{reason} (or take --local)")
+    shapes = {"local": Shape(1, 2)} if options.local else {f"{n} node{'s'[: n - 1]}": SHAPES[n] for n in options.nodes}
+    with contextlib.ExitStack() as stack:
+        environ = os.environ if options.local else stack.enter_context(test_slurm(options.instance))
+        return compare(tools(options.local), shapes, works, figures, options, environ)
 
 
 def _row(where: str, found: list[Found], figure: Figure) -> list[str]:

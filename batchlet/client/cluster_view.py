@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import report
 from ..errors import UsageError
+from ..planned import shown
 from ..run_report.log_lines import LogLine, written
 from ..settings import describe_bytes
 from . import dask_clients
@@ -168,7 +169,7 @@ def html(session: Session) -> str:
         if tunnel is not None:
             rows.append(("tunnel", f"<code>{escape(tunnel)}</code>"))
         figures = "".join(
-            _row(name, escape(_figure(name, figure.value)), escape(figure.source))
+            _row(name, escape(shown(name, figure.value)), escape(figure.source))
             for name, figure in start.plan.figures.items()
         )
         limits = (
@@ -188,10 +189,6 @@ def _row(name: str, *values: str) -> str:
     """Write a row; what is in `values` is HTML."""
     cells = "".join(f'<td style="text-align: left">{value}</td>' for value in values)
     return f'<tr><th style="text-align: left">{escape(name)}</th>{cells}</tr>'
-
-
-def _figure(name: str, value: float) -> str:
-    return describe_bytes(int(value)) if "memory" in name and "frac" not in name else f"{value:g}"
 
 
 def _range(texts: Iterable[str]) -> str:

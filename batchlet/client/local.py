@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import open_files, timeline
+from .. import open_files, report, timeline
 from ..environments.batch_jobs import in_job
 from ..errors import EndError, NetworkError
 from ..network import LOOPBACK
@@ -111,6 +111,8 @@ class LocalBackend:
         )
         enter(contextlib.closing(logs))
         site = workers.Site(host, self._scratch, security, logs.path)
+        for note in plan.notes:
+            report.note(note)
         self._cluster = local_cluster.start(plan, settings, site, token)
         self._cluster.loop.add_callback(logs.listen)
         book.take([("ready", {})])

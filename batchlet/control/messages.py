@@ -359,9 +359,18 @@ class Remaining(Message):
 
 @dataclass(frozen=True)
 class Told(Message):
-    """From the agent of a submitted job: something that the user is to know."""
+    """From an agent: something that the user is to know.
+
+    Parameters
+    ----------
+    text : str
+        A line.
+    once : int
+        1 where one such line is enough, whoever says it.
+    """
 
     text: str
+    once: int = 0
 
 
 @dataclass(frozen=True)

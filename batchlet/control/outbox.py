@@ -24,7 +24,7 @@ class Outbox:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._actions: list[e.Action] = []
-        self._once: set[type[e.Action]] = set()
+        self._once: set[tuple[type[e.Action], str]] = set()
 
     def take(self) -> tuple[e.Action, ...]:
         """Give the actions that have come together since the last time."""
@@ -35,10 +35,11 @@ class Outbox:
         """Add an action."""
         self._actions.append(action)
 
-    def add_once(self, action: e.Action) -> None:
-        """Add an action unless there was one of its kind before."""
-        if type(action) not in self._once:
-            self._once.add(type(action))
+    def add_once(self, action: e.Action, what: str = "") -> None:
+        """Add an action unless there was one of its kind before, and for the same thing."""
+        key = (type(action), what)
+        if key not in self._once:
+            self._once.add(key)
             self.add(action)
 
     def send(self, peers: Iterable[Peer], message: Message) -> None:

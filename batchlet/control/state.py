@@ -175,6 +175,9 @@ class State(Losses):
             case m.SocketTaken(user):
                 # One line is enough: whoever does so does it on all nodes.
                 self._out.add_once(e.NoteLoss(wording.socket_taken(peer.node, user)))
+            case m.Told(text):
+                # One line is enough: what one node says of itself, the others that are like it say too.
+                self._out.add_once(e.NoteLoss(f"{text} (node {peer.node})"), text)
             case m.Done() if self._phase == RUNNING:
                 self._pause()
             case m.Paused():

@@ -10,11 +10,12 @@ from typing import Any
 
 from distributed import LocalCluster
 
+from .. import report
 from ..errors import EndError
 from ..node.sampling import Sampler, death, sampling
 from ..plan import Plan
 from ..settings import Settings
-from . import rank_preload
+from . import gpu_workers, rank_preload
 from .compat.dask_internals import ObservedCluster, correct_state, off_the_path
 from .compat.figures import pids_of
 from .dashboard import guard
@@ -69,8 +70,10 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
     try:
         with _explained("worker"):
             # LocalCluster itself gives all workers the same threads; the plan may give some of them one more.
+            tell = functools.cache(report.note)
+            gpu_workers.spill_here(settings.worker_options, plan.workers)
             for worker in plan.workers:
-                make, options = worker_spec(worker, site, settings)
+                make, options = worker_spec(worker, site, settings, tell=tell)
                 cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}
             correct_state(cluster)
     except BaseException:

@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 from distributed import Nanny
 
-from ..errors import EndError, InputError
+from ..errors import EndError, InputError, SettingsError
 from .compat import multiprocessing_internals
 from .compat.dask_internals import WORKER_PROCESS, living
 
 __all__ = [
     "SAME_SECURITY",
     "SCHEDULER_PROCESS",
+    "NotMadeError",
     "close_files",
     "end_helpers",
     "end_session",
@@ -41,10 +42,19 @@ SAME_SECURITY = (
 SCHEDULER_PROCESS = "Batchlet scheduler"
 
 
+class NotMadeError(Exception):
+    """A worker could not be made; the message says all that the user needs.
+
+    Not one of ours, which end the process: an event loop would end by it, wherever it is raised.
+    """
+
+
 def start_failure(what: str, error: Exception) -> EndError:
     """Make the message for a part of Dask that did not start; the cause is most often an option passed through."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+    while not isinstance(error, NotMadeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if isinstance(error, NotMadeError):
+        return SettingsError(str(error))
     cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
     if isinstance(error, ssl.SSLError):
         return InputError(

@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NoReturn
 
 import dask.config
 from distributed import Nanny, Worker
 from distributed.core import Status
 
+from .. import report
+from ..cuda_workers import INSTALL
 from ..errors import SettingsError
 from ..network import LOOPBACK, in_url
 from ..plan import WorkerPlan
@@ -35,7 +37,11 @@ _ENVIRON = "distributed.nanny.environ"
 
 
 def worker_spec(
-    plan: WorkerPlan, site: Site, settings: Settings, context: RankContext | None = None
+    plan: WorkerPlan,
+    site: Site,
+    settings: Settings,
+    context: RankContext | None = None,
+    tell: Callable[[str], object] = report.note,
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Choose what makes the server of a worker, and its keyword arguments.
 
@@ -49,6 +55,8 @@ def worker_spec(
         What the user asked for.
     context : RankContext, optional
         The rank that it belongs to, where that is another process than this one.
+    tell : callable
+        Says a line to the user, who need not hear it from every worker.
 
     Returns
     -------
@@ -63,8 +71,8 @@ def worker_spec(
     SettingsError
         If the ``worker_class`` cannot be imported, or is no such class.
     """
-    cls = _load(settings.worker_class)
     given = settings.worker_options
+    cls = gpu_workers.cuda_worker(given, tell) if plan.worker_class else _load(settings.worker_class)
     config = {
         DISKS: dask.config.get(DISKS),
         **({} if settings.security is False else {_HTTP: []}),
@@ -87,7 +95,7 @@ def worker_spec(
     }
     rank_preload.bind(options, given, plan.cpus)
     gpu_workers.give_gpus(options, plan, given)
-    if cls is None or issubclass(cls, (Worker, Nanny)):
+    if cls is None or issubclass(cls, (Worker, Nanny)) or gpu_workers.is_dask_cudas(cls):
         # Others may not take it; they have it where the rank has something to set (see `RankContext`).
         options |= rank_preload.preload(given)
     if site.logs and rank_preload.__name__ in options.get("preload", ()):
@@ -96,11 +104,11 @@ def worker_spec(
         return Nanny, options if cls is None else {**options, "worker_class": cls}
     if issubclass(cls, Nanny):
         return cls, options
-    return _for_another(cls, options, set(given), plan)
+    return _for_another(cls, options, given, plan, tell)
 
 
 def _for_another(
-    cls: type, options: dict[str, Any], wanted: set[str], plan: WorkerPlan
+    cls: type, options: dict[str, Any], given: Mapping[str, Any], plan: WorkerPlan, tell: Callable[[str], object]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Do without what a class of another kind does not take, or settles itself for the Nannies that it makes."""
     parameters = inspect.signature(cls).parameters.values()
@@ -117,19 +125,50 @@ def _for_another(
     passed = {
         name: value
         for name, value in options.items()
-        if name not in ours and (name in named or takes_all or name in wanted)
+        if name not in ours and (name in named or takes_all or name in given)
     }
 
-    if cls.__module__.partition(".")[0] == "dask_cuda":
-        gpu_workers.for_dask_cuda(passed)
+    of_dask_cuda = gpu_workers.is_dask_cudas(cls)
+    if of_dask_cuda:
+        gpu_workers.for_dask_cuda(cls, passed, named)
 
     def make(address: str, **keywords: Any) -> Any:
-        with dask.config.set(config), gpu_workers.only_own_visible(plan):
-            server = cls(address, **keywords)
+        try:
+            with dask.config.set(config), gpu_workers.only_own_visible(plan):
+                server = cls(address, **keywords)
+        except Exception as error:  # noqa: BLE001 - whatever the class cannot do
+            try:
+                if of_dask_cuda:
+                    gpu_workers.instead(error, cls, given, tell, chosen=bool(plan.worker_class))
+                    return Nanny(address, **options)
+            except Exception as problem:  # noqa: BLE001 - the same, said better
+                error = problem
+            return _Server(_Unmade(error))
+        if of_dask_cuda:
+            gpu_workers.keep_to_cpus(server, options)
         gpu_workers.show_peers(server, plan)
         return _Server(server)
 
     return make, passed
+
+
+class _Unmade:
+    """Stands for a server that could not be made, and fails when it is to start: not before does LocalCluster expect that.
+
+    Parameters
+    ----------
+    error : Exception
+        Why it could not be made.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __await__(self) -> NoReturn:
+        raise self._error
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _Server:
@@ -176,7 +215,8 @@ def _load(worker_class: str | type | None) -> type | None:
         try:
             cls = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise SettingsError(f'worker_class="{worker_class}" cannot be imported: {error}.') from None
+            hint = f" {INSTALL}." if module.partition(".")[0] == "dask_cuda" else ""
+            raise SettingsError(f'worker_class="{worker_class}" cannot be imported: {error}.{hint}') from None
     if not isinstance(cls, type) or not (issubclass(cls, (Worker, Nanny)) or _is_server(cls)):
         name = worker_class if isinstance(worker_class, str) else getattr(cls, "__qualname__", repr(cls))
         raise SettingsError(

@@ -14,7 +14,17 @@ from ..gpus import GPU_VARIABLES, NO_GPUS, Gpus, granted
 from ..launch_variables import FLUX_JOB_ID, SLURM_JOB_ID, whole_number
 from ..launchers.base import Launcher
 
-__all__ = ["OVERSUBSCRIBED", "Environment", "Figure", "Grant", "ProcessInfo", "expand_counts", "read_int", "read_ints"]
+__all__ = [
+    "OVERSUBSCRIBED",
+    "Environment",
+    "Figure",
+    "Grant",
+    "ProcessInfo",
+    "expand_counts",
+    "only_amd",
+    "read_int",
+    "read_ints",
+]
 
 # Ends the source of a number of CPUs that is a number of ranks: the user asked for more ranks than there are CPUs.
 OVERSUBSCRIBED = "(oversubscribed)"
@@ -22,16 +32,16 @@ OVERSUBSCRIBED = "(oversubscribed)"
 # Variables of batch systems in whose jobs a GPU that no variable names is somebody else's.
 _JOBS = (SLURM_JOB_ID, "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID", FLUX_JOB_ID, "_CONDOR_SCRATCH_DIR")
 
-Number = TypeVar("Number", int, float)
+Number = TypeVar("Number", int, float, str)
 
 
 @dataclass(frozen=True)
 class Figure(Generic[Number]):
-    """A number and where it came from.
+    """A number, or a word, and where it came from.
 
     Parameters
     ----------
-    value : int or float
+    value : int, float or str
         The number: bytes for memory, a count for CPUs.
     source : str
         The variable, file or command that said so.
@@ -160,7 +170,7 @@ class Environment(ABC):
     def gpus(self, environ: Mapping[str, str]) -> Gpus | None:
         """Read which GPUs this process may use; `None` where no variable says so and no job has the host to itself."""
         if any(name in environ for name in GPU_VARIABLES):
-            return granted(environ, amd=_only_amd())
+            return granted(environ, amd=only_amd())
         return NO_GPUS if any(environ.get(name) for name in _JOBS) else None
 
     def identity(self, environ: Mapping[str, str]) -> ProcessInfo:
@@ -222,7 +232,7 @@ class Environment(ABC):
         return environ
 
 
-def _only_amd() -> bool:
+def only_amd() -> bool:
     """Whether this host has AMD's GPUs, and none of NVIDIA's."""
     return Path("/dev/kfd").exists() and not Path("/dev/nvidiactl").exists()
 

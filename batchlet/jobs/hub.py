@@ -83,9 +83,10 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class News(Event):
-    """The user is to know this."""
+    """The user is to know this, `once` for all jobs where that is enough."""
 
     text: str
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,8 +288,8 @@ class Hub:
                 self._on_event(Ends(job, node, seconds))
             case ForReport(told):
                 self._on_event(Noted(job, node, told))
-            case Told(text):
-                self._on_event(News(job, node, text))
+            case Told(text, once):
+                self._on_event(News(job, node, text, bool(once)))
             case ReportFailure(_, text):
                 self._on_event(Failure(job, node, text))
                 self._write(writer, Stop())

@@ -75,6 +75,7 @@ class JobKeeper:
         self._closing = False
         self._telling = False
         self._others: list[str] = []
+        self._said_once: set[str] = set()
 
     @property
     def is_closing(self) -> bool:
@@ -279,8 +280,11 @@ class JobKeeper:
                 self.book.serves(name, node, now)
             case h.Ends(_, _, seconds):
                 self.book.ends(name, now + seconds)
-            case h.News(_, _, text):
-                self.account.say(f"{title} on node {node}: {text}")
+            case h.News(_, _, text, once):
+                if text not in self._said_once:
+                    self.account.say(f"{title} on node {node}: {text}")
+                if once:
+                    self._said_once.add(text)
             case h.Guest(_, _, gone, said):
                 self._cluster.lose(list(gone), wanted=True)
                 if said is not None:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..cuda_workers import refuse_unfit
 from ..environments import Figure, ProcessInfo
 from ..errors import PlanError
 from ..gpu_shares import divide, gpus_in_use
@@ -80,7 +81,7 @@ def size_of_job(settings: Settings, cores: Figure[int], memory: Figure[int]) -> 
     Raises
     ------
     PlanError
-        If more was asked for than a node has.
+        If more was asked for than a node has, or workers cannot be of the kind that was asked for, whatever the node.
     """
     info = ProcessInfo(
         mode="jobs", rank=_RANK, world_size=_RANK + 1, node="(each of a job)", nodes=settings.nodes_per_job,
@@ -89,6 +90,7 @@ def size_of_job(settings: Settings, cores: Figure[int], memory: Figure[int]) -> 
     # Numbers only; which ones they are is known on the node.
     gpus = numbered([str(number) for number in range(settings.gpus)], "gpus=") if settings.gpus else None
     workers = make_plan(info, NodeResources(cores, cores, memory, gpus), settings).workers
+    refuse_unfit(workers, settings)
     asked = settings.gpus or len(workers) * (settings.gpus_per_worker or 0)
     return JobSize(
         settings.nodes_per_job,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -34,6 +35,7 @@ from ..control.messages import (
     Welcome,
 )
 from ..control.signals import handled
+from ..cuda_workers import choose_in_plan
 from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
 from ..environments.allocation_end import AllocationEnd, find_allocation_end
@@ -112,7 +114,7 @@ def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
 
 def plan_guest(
     info: ProcessInfo, resources: NodeResources, settings: Settings, host: HostFacts, *, in_job: bool
-) -> tuple[WorkerPlan, ...]:
+) -> tuple[tuple[WorkerPlan, ...], tuple[str, ...]]:
     """Plan the workers of one task of a job that joins a run: none of its tasks is the scheduler or the client.
 
     Parameters
@@ -128,10 +130,17 @@ def plan_guest(
     in_job : bool
         Whether a batch system has granted it.
 
+    Returns
+    -------
+    workers : tuple of WorkerPlan
+        The workers.
+    notes : tuple of str
+        What the user is to hear of them.
+
     Raises
     ------
     PlanError
-        If more was asked for than the node has.
+        If more was asked for than the node has, or workers cannot be of the kind that was asked for.
     """
     alone = info.world_size == 1 and info.mode == "local"
     shifted = replace(
@@ -143,11 +152,13 @@ def plan_guest(
         extra_clients=0,
         slots=processes_of(min(resources.cpus.value, resources.cpus_per_rank.value)) if alone else info.slots,
     )
-    hosted = bind_plan(make_plan(shifted, resources, settings), resources, host, settings, in_job=in_job).hosted
-    return tuple(
+    plan = choose_in_plan(make_plan(shifted, resources, settings), settings)
+    hosted = bind_plan(plan, resources, host, settings, in_job=in_job).hosted
+    named = tuple(
         replace(worker, name=f"{info.run_id}-{info.rank}-{number}", rank=info.rank)
         for number, worker in enumerate(hosted)
     )
+    return named, plan.notes
 
 
 class _Guest:
@@ -290,7 +301,10 @@ class _Guest:
             sys.path[:] = words["sys_path"]
             options, config = inputs.unpack_options(words)
             self._settings = settings = Settings.resolve(options, {**os.environ, **words["variables"]})
-            plans = await self._loop.run_in_executor(None, self._plan, settings)
+            plans, notes = await self._loop.run_in_executor(None, self._plan, settings)
+            tell = functools.cache(report.note if self._speaks else lambda _: None)
+            for note in notes:
+                tell(note)
             if config is not None:
                 workers.reconfigure(config, len(plans), _SOME)
             open_files.make_room(len(plans), _SOME)
@@ -303,7 +317,7 @@ class _Guest:
             connection.send(ForReport(planned_here(self._info.node, plans)))
             cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
             context = workers.RankContext(self._environment.task_environ(os.environ), cpus, cpus)
-            specs = [worker_spec(plan, site, settings, context) for plan in plans]
+            specs = [worker_spec(plan, site, settings, context, tell) for plan in plans]
             await asyncio.gather(
                 *(workers.start(make, keywords, scheduler, self._nannies, lambda: True) for make, keywords in specs)
             )
@@ -323,7 +337,7 @@ class _Guest:
                 self._problem = unexpected(error, f"what hosts the workers of node {self._info.node}")
             self._over.set()
 
-    def _plan(self, settings: Settings) -> tuple[WorkerPlan, ...]:
+    def _plan(self, settings: Settings) -> tuple[tuple[WorkerPlan, ...], tuple[str, ...]]:
         """Plan this task's workers; asks the launcher's controller for the memory where nothing else tells."""
         environment, host = self._environment, read_host()
         grant, asked = environment.granted(os.environ), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -36,6 +37,7 @@ from ..control.messages import (
     Told,
 )
 from ..control.signals import handled
+from ..cuda_workers import choose_class
 from ..dask_import import quicker_import
 from ..environments import Environment
 from ..environments.allocation_end import allocation_end, job_started
@@ -240,7 +242,8 @@ class _JobAgent:
             grant, seen = self._environment.granted(os.environ), read_host()
             granted = node_resources(grant, seen)
             plans, difference = fit(words["names"], words["threads"], words["limit"], granted, settings)
-            plans, _ = bind_workers(plans, granted, seen, settings, alone=grant.cpus is None)
+            choice = choose_class(plans, settings, 0, self._node)
+            plans, _ = bind_workers(choice.workers, granted, seen, settings, alone=grant.cpus is None)
             if config is not None:
                 workers.reconfigure(config, len(plans), words["total"])
             open_files.make_room(len(plans), words["total"])
@@ -251,9 +254,12 @@ class _JobAgent:
             self._say(ForReport(planned_here(self._node, plans)))
             if difference is not None:
                 self._say(Told(f"was granted {difference}; the limits of its workers follow"))
+            tell = functools.cache(lambda text: self._say(Told(text, once=1)))
+            if choice.note is not None:
+                tell(choice.note)
             here = f" on node {socket.gethostname()}"
             logs.tell_deaths(lambda text: self._say(Told(text.replace(here, ""))))
-            specs = [worker_spec(plan, site, settings) for plan in plans]
+            specs = [worker_spec(plan, site, settings, tell=tell) for plan in plans]
             await asyncio.gather(
                 *(
                     workers.start(make, keywords, words["scheduler"], self._nannies, lambda: True)

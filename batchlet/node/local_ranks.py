@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import open_files, timeline
 from ..control.connection import Connection
-from ..control.messages import ForReport, Gone, Planned, Ready, Replaces, ReportFailure, SchedulerDied, Timeline
+from ..control.messages import ForReport, Gone, Planned, Ready, Replaces, ReportFailure, SchedulerDied, Timeline, Told
 from ..errors import EndError
 from ..plan import Plan
 from ..rendezvous.base import CoordinatorRecord
@@ -252,11 +252,17 @@ class LocalRanks:
             return
         connection.send(Planned(local_rank.name, [[w.name, w.threads, w.memory] for w in plan.hosted]))
         self._tell_plan(connection, plan)
+
+        def tell(text: str) -> None:
+            connection.send(Told(text, once=1))
+
+        for note in plan.notes:
+            tell(note)
         address = await asyncio.shield(block.scheduler)
         try:
             context = workers.RankContext(local_rank.rank.task_environ, local_rank.cpus, self._rules.cpus)
             before = self._handover.ports
-            specs = [worker_spec(worker, block.site, block.rank.settings, context) for worker in plan.hosted]
+            specs = [worker_spec(worker, block.site, block.rank.settings, context, tell) for worker in plan.hosted]
             await asyncio.gather(
                 *(
                     workers.start(

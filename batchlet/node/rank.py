@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..binding import bind_plan
+from ..cuda_workers import choose_in_plan
 from ..environments import Environment, Figure, ProcessInfo, select
 from ..errors import BatchletError, EndError
 from ..network import reachable_host
@@ -134,7 +135,7 @@ class Rank:
         Raises
         ------
         PlanError
-            If more was asked for than the node has.
+            If more was asked for than the node has, or workers cannot be of the kind that was asked for.
         """
         known = (facts or {}).get(self.info.node)
         figure = Figure(int(known[0]), str(known[1])) if known else None
@@ -143,6 +144,7 @@ class Rank:
             grant = replace(grant, gpus=replace(grant.gpus, bound=own_gpus))
         resources = node_resources(grant, host, figure)
         plan = make_plan(self.info, resources, self.settings)
+        plan = choose_in_plan(plan, self.settings)
         return bind_plan(plan, resources, host, self.settings, in_job=grant.cpus is not None)
 
     def reachable_host(self) -> str:

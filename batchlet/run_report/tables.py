@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..planned import shown
 from .summary import NodeUse, busy_of
 from .wording import clock, cut, duration, percent, size
 
@@ -128,11 +129,4 @@ def log_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 def plan_figures(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """List the figures of a plan, as ``python -m batchlet --plan`` shows them: name, value, source."""
-    return [
-        (
-            name,
-            size(figure["value"]) if "memory" in name and "frac" not in name else f"{figure['value']:g}",
-            figure["source"],
-        )
-        for name, figure in figures.items()
-    ]
+    return [(name, shown(name, figure["value"]), figure["source"]) for name, figure in figures.items()]

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_work
+
 Figures = dict[str, float]
 
 #: Small tasks; transfers and their size in MB; rows of each of 16 parts of the frame; size of an array in MB; seconds that a
@@ -209,4 +211,5 @@ WORKS: dict[str, Callable[[Any, dict[str, Any]], Figures]] = {
     "shuffle": shuffle,
     "arrays": arrays,
     "threads": threads,
+    **gpu_work.WORKS,
 }

@@ -226,6 +226,18 @@ def test_nannies_of_and_child_processes(cluster: Run) -> None:
     cluster(use)
 
 
+def test_worker_plugins_of() -> None:
+    """A Nanny keeps what it passes to its worker, plugins among it, where they can be altered before the start."""
+
+    async def use() -> None:
+        plugin = distributed.WorkerPlugin()
+        nanny = distributed.Nanny("tcp://127.0.0.1:9", plugins={plugin})
+        assert dask_internals.worker_plugins_of(nanny) == [plugin]
+        assert dask_internals.worker_plugins_of(distributed.Nanny("tcp://127.0.0.1:9")) == []
+
+    asyncio.run(use())
+
+
 def test_worker_process_is_called_as_expected(cluster: Run) -> None:
     """By this name its start is told from that of the user's own processes."""
 

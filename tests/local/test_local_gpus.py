@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from run_helpers import Place, json_line
+from stand_in_cuda import stand_in
 
 A, B = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 SCRIPT = """
@@ -29,40 +30,6 @@ if __name__ == "__main__":
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before["CUDA_VISIBLE_DEVICES"]
     sys.stdout.write("RESULT " + json.dumps(found) + "\\n")
 """
-# What counts of dask_cuda.CUDAWorker, as of 26.10: a Nanny for each device that its process sees, resources as one text, and
-# names with a number behind them where there are several.
-DASK_CUDA = """
-import asyncio, os
-from distributed import Nanny
-from distributed.core import Server
-
-class CUDAWorker(Server):
-    def __init__(
-        self, scheduler=None, host=None, nthreads=1, name=None, memory_limit="auto", rmm_pool_size=None, resources=None,
-        dashboard=True, dashboard_address=":0", local_directory=None, preload=[], security=None, worker_class=None, **kwargs
-    ):
-        devices = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        preload_argv = kwargs.pop("preload_argv", [])
-        assert rmm_pool_size == "1GB"
-        super().__init__({})
-        self.nannies = [
-            Nanny(
-                scheduler, host=host, nthreads=nthreads, memory_limit=memory_limit, dashboard=dashboard,
-                dashboard_address=dashboard_address, local_directory=local_directory, security=security,
-                resources={key: float(value) for key, value in (pair.split("=") for pair in resources.split(","))},
-                name=name if len(devices) == 1 else f"{name}-{number}",
-                env={"CUDA_VISIBLE_DEVICES": ",".join(devices[number:] + devices[:number])},
-                **kwargs,
-            )
-            for number in range(len(devices))
-        ]
-
-    def __await__(self):
-        return asyncio.gather(*self.nannies).__await__()
-
-    async def close(self, timeout=5):
-        await asyncio.gather(*(nanny.close(timeout=timeout) for nanny in self.nannies))
-"""
 
 
 @pytest.mark.parametrize("kind", ["plain", "dask-cuda", "own alone"])
@@ -71,10 +38,7 @@ def test_each_worker_has_a_gpu_of_those_that_the_shell_names(place: Place, kind:
     options: dict[str, object] = {"threads_per_worker": 1, "memory_per_worker": "256MiB"}
     env = {"CUDA_VISIBLE_DEVICES": f"{A},{B}"}
     if kind == "dask-cuda":
-        package = place.base / "packages" / "dask_cuda"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text(DASK_CUDA)
-        env["PYTHONPATH"] = str(package.parent)
+        env |= stand_in(place.base, driver=False)
         options |= {"worker_class": "dask_cuda.CUDAWorker", "worker_options": {"rmm_pool_size": "1GB"}}
     elif kind == "own alone":
         options |= {"gpu_peers": False, "worker_options": {"resources": {"LICENCE": 1}}}

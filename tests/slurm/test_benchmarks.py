@@ -111,7 +111,7 @@ def test_clusters_of_jobs_are_compared(cluster: SlurmCluster, tmp_path: Path) ->
     found = rows(result.stdout, "the two in turn")
     assert len(found) == 4, str(result)
     for cells in found.values():
-        assert all(float(cell.rstrip("x")) > 0 for cell in cells), str(result)
+        assert all(float(cell.removesuffix("x")) > 0 for cell in cells), str(result)
     assert benchmark("jobs.py", "--read", kept).stdout == result.stdout
 
 
@@ -153,15 +153,34 @@ def test_a_run_that_hangs_is_a_failure_and_nothing_is_left(
 
 
 @pytest.mark.parametrize(
-    ("script", "figures"), [("tls.py --modes local", 4), ("links.py --local", 3), ("allocator.py --local", 4)]
+    ("script", "figures"),
+    [
+        ("tls.py --modes local", 4),
+        ("links.py --local", 3),
+        ("allocator.py --local", 4),
+        ("gpu.py --array numpy", 3),
+    ],
 )
 def test_what_is_compared_locally_has_a_row_for_each_figure(cluster: SlurmCluster, script: str, figures: int) -> None:
-    """What TLS, links and the allocator cost: a row for each figure, above 0."""
+    """What TLS, links and the allocator cost, and what workers with GPUs do: a row for each figure, above 0."""
     result = benchmark(*script.split(), "--quick", "--repeats=1")
     assert result.rc == 0, str(result)
     found = rows(result.stdout, "least-greatest")
     assert len(found) == figures, str(result)
     assert all(float(cell.removesuffix("x")) > 0 for cells in found.values() for cell in cells[:3]), str(result)
+
+
+def test_a_machine_without_gpus_is_told_what_is_missing() -> None:
+    """One sentence, with what would run here."""
+    if _gpus():
+        pytest.skip("there are GPUs")
+    result = benchmark("gpu.py", timeout=60)
+    assert result.rc == 2, str(result)
+    assert "no GPU of NVIDIA's is here; --array numpy runs the same programme on CPUs" in result.stderr, str(result)
+
+
+def _gpus() -> bool:
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def test_slope_spread_and_plot_are_right() -> None:

@@ -12,6 +12,7 @@ from cluster_slurm import SlurmCluster
 from jobs_helpers import Login
 from own_cluster import a_cluster
 from run_helpers import WORKLOADS, BatchJob, Place, Result, json_line
+from stand_in_cuda import stand_in
 
 pytestmark = pytest.mark.slurm
 
@@ -184,6 +185,46 @@ def test_a_gpu_that_all_ranks_were_told_by_hand_is_not_shared_by_accident(place:
     assert "1 GPU (CUDA_VISIBLE_DEVICES), 1 of them would have one" in result.stderr, str(result)
 
 
+@ALIKE
+@pytest.mark.parametrize("driver", [True, False])
+def test_dask_cudas_workers_are_taken_where_its_driver_works(place: Place, cluster: SlurmCluster, driver: bool) -> None:
+    """On two nodes, each worker with its GPU; where there is no driver one line for all nodes says why they are plain."""
+    variables = stand_in(place.base, driver=driver)
+    options: dict[str, object] = {"worker_options": {"rmm_pool_size": "1GB"}} if driver else {}
+    set_ = " ".join(f"{name}={value}" for name, value in variables.items())
+    result = run(place, cluster, "-N2 -n4 -c2 -w1,2 --gres=gpu:2", set_=set_, **options)
+    workers = found(result)
+    visible = sorted(worker["variables"][CUDA] for worker in workers.values())
+    assert visible == sorted(2 * ["0,1", "1,0"]), str(result)
+    assert all(worker["resources"] == {"GPU": 1} for worker in workers.values())
+    assert {worker["kind"] for worker in workers.values()} == {"OfDaskCuda" if driver else "Worker"}
+    said = [line for line in result.errors if "workers are Dask's own, dask-cuda is installed, but cannot" in line]
+    assert len(said) == (0 if driver else 1), str(result)
+
+
+@ALIKE
+@pytest.mark.parametrize(
+    ("driver", "options", "words"),
+    [
+        (False, {"worker_options": {"rmm_pool_size": "1GB"}}, "take, but dask-cuda cannot be used on node"),
+        # The stand-in refuses to be made.
+        (True, {"worker_options": {"rmm_pool_size": "2GB"}}, "dask-cuda's worker could not be made on node"),
+        (True, {"worker_class": "dask_cuda.CUDAWorker"}, 'worker_class="dask_cuda.CUDAWorker" cannot be used on node'),
+    ],
+)
+def test_what_dask_cuda_cannot_do_ends_the_run_with_a_sentence(
+    place: Place, cluster: SlurmCluster, driver: bool, options: dict[str, Any], words: str
+) -> None:
+    """One error, of the first node that has it."""
+    set_ = " ".join(f"{name}={value}" for name, value in stand_in(place.base, driver=driver).items())
+    result = run(place, cluster, "-N2 -n4 -c2 -w1,2 --gres=gpu:2", set_=set_, **options)
+    assert result.rc == 2, str(result)
+    said = [line for line in result.errors if "error: " in line]
+    assert len(said) == 1, str(result)
+    assert words in said[0], str(result)
+    assert "Traceback" not in result.stderr, str(result)
+
+
 OF_JOBS = """
 from dask.distributed import Client
 
@@ -201,3 +242,25 @@ def test_a_submitted_job_asks_for_its_gpus_and_divides_them(place: Place, cluste
     result = Login(cluster, place).run(OF_JOBS, timeout=150)
     assert result.rc == 0, str(result)
     assert json.loads(json_line(result.stdout)) == [["0,1", "1,0"], [{"GPU": 1}, {"GPU": 1}]]
+
+
+OF_DASK_CUDAS_JOBS = """
+with made(jobs=2, gpus=2, walltime="00:10:00", **json.loads(sys.argv[1])) as cluster, cluster.get_client() as client:
+    client.wait_for_workers(4, timeout=60)
+    kinds = client.run(lambda dask_worker: type(dask_worker).__name__)
+    sys.stdout.write("RESULT " + json.dumps(sorted(kinds.values())) + "\\n")
+"""
+
+
+@ALIKE
+@pytest.mark.parametrize("driver", [True, False])
+def test_submitted_jobs_too_take_dask_cudas_workers(place: Place, cluster: SlurmCluster, driver: bool) -> None:
+    """Where their nodes have no driver, one line for all jobs says that workers are plain."""
+    login = Login(cluster, place)
+    login.environ |= stand_in(place.base, driver=driver)
+    options = {"worker_options": {"rmm_pool_size": "1GB"}} if driver else {}
+    result = login.run(OF_DASK_CUDAS_JOBS, json.dumps(options), timeout=150)
+    assert result.rc == 0, str(result)
+    assert json.loads(json_line(result.stdout)) == 4 * ["OfDaskCuda" if driver else "Worker"]
+    said = [line for line in result.errors if "workers are Dask's own, dask-cuda is installed, but cannot" in line]
+    assert len(said) == (0 if driver else 1), str(result)

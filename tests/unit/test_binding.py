@@ -325,6 +325,7 @@ def test_the_tasks_of_a_job_that_joins_a_run_agree_too_unless_nobody_has_granted
             "slurm" if in_job else "local", rank, 2 if in_job else 1, "n9", 1, (0, 1) if in_job else (0,), "job"
         )
         taken += [
-            worker.cpus for worker in plan_guest(info, resources, settings_of(workers_per_node=4), host, in_job=in_job)
+            worker.cpus
+            for worker in plan_guest(info, resources, settings_of(workers_per_node=4), host, in_job=in_job)[0]
         ]
     assert sorted(taken) == ([(0, 1), (2, 3), (4, 5), (6, 7)] if in_job else [()] * 4)

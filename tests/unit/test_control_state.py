@@ -340,10 +340,22 @@ def test_a_visitor_hears_where_the_scheduler_is_when_it_goes_and_the_end_and_nob
 
 
 # Whatever anybody of the run may say.
+def test_what_all_nodes_have_to_say_is_said_once():
+    """With the name of the first one; something else is said too, and what is lost beside it."""
+    world = ready()
+    for text in ("no driver", "no driver", "no bindings"):
+        world.says("agent-2", m.Told(text, once=1))
+        world.says("agent-3", m.Told(text, once=1))
+    world.says("agent-2", m.SocketTaken(1))
+    said = [action.text for action in world.done(e.NoteLoss)]
+    assert said[:2] == ["no driver (node n1)", "no bindings (node n1)"]
+    assert len(said) == 3
+
+
 ANYTHING = [
     m.Done(), m.Finish(), m.Begin(LAUNCH), m.Planned("2", [["2", 1, GIB]]), m.Gone("2"), m.Paused(), m.Stop(), STARTED,
     m.ReportFailure("PlanError", "x"), m.Signalled(15, "2"), m.SchedulerDied("ended", 1), m.WorkerJoined("2"), m.Beat(),
-    m.SocketTaken(1), m.Timeline("x", []), m.Forget(("2",)), m.Pause(),
+    m.SocketTaken(1), m.Timeline("x", []), m.Forget(("2",)), m.Pause(), m.Told("x"),
 ]  # fmt: skip
 
 

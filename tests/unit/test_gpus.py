@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from dataclasses import replace
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchlet import cuda_workers
+from batchlet.cuda_workers import choose_in_plan
 from batchlet.environments import Local
 from batchlet.environments.base import Figure, ProcessInfo
 from batchlet.environments.slurm import SlurmAllocation, SlurmStep
@@ -314,6 +317,68 @@ def test_the_workers_of_a_job_have_the_gpus_that_it_was_granted():
         job(["0-0", "0-1", "0-2"], shared(2)(0))
     with pytest.raises(PlanError, match="no variable names a GPU that the job was granted"):
         job(["0-0"], NO_GPUS, gpus_per_worker=1)
+
+
+# dask-cuda
+
+
+def class_of(names, tmp_path, monkeypatch, *, installed=True, problem=None, amd=False, variable=CUDA, **options):
+    """The classes of the workers of a process with these GPUs, and what the plan and the user are told of it."""
+    if installed:
+        (tmp_path / "dask_cuda").mkdir()
+        (tmp_path / "dask_cuda" / "__init__.py").write_text("raise AssertionError")
+        monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cuda_workers, "driver_problem", lambda: problem)
+    monkeypatch.setattr(cuda_workers, "only_amd", lambda: amd)
+    gpus = Gpus({variable: names} if names else {}, variable, bound=False)
+    plan = choose_in_plan(node((0,), 1, lambda _: gpus, **options)[0], settings_of(**options))
+    figure = plan.figures.get("worker_class")
+    return {worker.worker_class for worker in plan.workers}, figure and f"{figure.value}: {figure.source}", plan.notes
+
+
+TAKEN = ({"dask_cuda.CUDAWorker"}, "dask_cuda.CUDAWorker: dask-cuda is installed", ())
+PLAIN = ({""}, None, ())
+WITHOUT = {"ZE": {"variable": ZE}, "AMD": {"amd": True}, "HIP": {"variable": HIP}}
+
+
+@pytest.mark.parametrize("names", [("0", "1"), (A,), (MIG, f"MIG-{A}/1/0")])
+def test_where_dask_cuda_is_installed_it_has_the_workers_of_nvidias_gpus(names, tmp_path, monkeypatch):
+    assert class_of(names, tmp_path, monkeypatch) == TAKEN
+    assert "dask_cuda" not in sys.modules
+
+
+@pytest.mark.parametrize("how", [{"installed": False}, *WITHOUT.values(), {"worker_class": "distributed.Nanny"}])
+def test_where_it_has_no_place_there_is_no_word_of_it(how, tmp_path, monkeypatch):
+    if not how.get("installed", True) and importlib.util.find_spec("dask_cuda") is not None:
+        pytest.skip("dask-cuda is installed")
+    assert class_of(("0", "1"), tmp_path, monkeypatch, **how) == PLAIN
+
+
+def test_without_gpus_it_is_not_even_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: pytest.fail("looked for"))
+    assert class_of((), tmp_path, monkeypatch, problem="asked for") == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpus_per_worker": 2}, "dask-cuda is installed, but has one GPU for each worker, of which these have 2"),
+        ({"workers_per_gpu": 2}, "dask-cuda is installed, but has one worker for each GPU, and workers_per_gpu=2"),
+    ],
+)
+def test_workers_of_another_shape_are_plain_and_the_plan_says_why(options, words, tmp_path, monkeypatch):
+    assert class_of(("0", "1"), tmp_path, monkeypatch, **options) == ({""}, f"distributed.Nanny: {words}", ())
+    with pytest.raises(PlanError, match="which only dask-cuda's workers take, but dask-cuda has one"):
+        size_of_job(
+            settings_of(submit="slurm", gpus=4, worker_options={"rmm_async": True}, **options),
+            Figure(8, "cores="), Figure(8 * GIB, "memory="),
+        )  # fmt: skip
+
+
+def test_a_driver_that_does_not_work_is_told(tmp_path, monkeypatch):
+    classes, figure, notes = class_of(("0",), tmp_path, monkeypatch, problem="no driver")
+    assert (classes, figure) == ({""}, "distributed.Nanny: dask-cuda is installed, but cannot be used: no driver")
+    assert notes == ("workers are Dask's own, dask-cuda is installed, but cannot be used: no driver",)
 
 
 # The driver

@@ -61,7 +61,7 @@ ROOMS = (
             ("topology",),
             ("resources", "planned", "gpu_shares"),
             ("plan", "walltime"),
-            ("binding",),
+            ("binding", "cuda_workers"),
             ("network",),
             ("security",),
         ),

@@ -129,6 +129,18 @@ def nannies_of(server: Any) -> list[Any]:
     return found
 
 
+def worker_plugins_of(server: Any) -> list[Any]:
+    """Name the plugins that a server gives to its workers: ``worker_kwargs["plugins"]`` of its Nannies.
+
+    Without them dask-cuda binds a worker to all CPUs near its GPU, others' among them.
+    """
+    return [
+        plugin
+        for nanny in nannies_of(server)
+        for plugin in (getattr(nanny, "worker_kwargs", None) or {}).get("plugins") or ()
+    ]
+
+
 def child_processes(server: Any) -> list[Any]:
     """Name the processes of a server's workers: what has ``pid``, ``is_alive()`` and ``await kill()``.
 

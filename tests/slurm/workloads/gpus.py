@@ -22,7 +22,7 @@ VARIABLES = (
 )
 
 
-def look(devices):
+def look(devices, dask_worker):
     """The variables, and which of the node's devices this process may open at all."""
     may = []
     for device in sorted(Path(devices).iterdir()):
@@ -39,6 +39,7 @@ def look(devices):
         "node": os.environ.get("SLURMD_NODENAME"),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "opens": may,
+        "kind": type(dask_worker).__name__,
     }
 
 

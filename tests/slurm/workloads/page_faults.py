@@ -1,4 +1,4 @@
-"""How many pages a worker gets anew when it uses pieces of 2 MiB again and again: prints these pages, and those of all pieces."""
+"""Pages that a worker gets anew when it uses pieces of 2 MiB again and again: prints these, and those of all the pieces."""
 
 import json
 import resource
