@@ -130,6 +130,8 @@ class Ending:
             self._end()
 
     def _say_closed(self) -> None:
+        # Before the client ends: where its exit code is not 0, some launchers kill all others at that moment.
+        self._out.add(e.Conclude())
         self._out.broadcast(m.Closed(), but=SCHEDULER)
         self._end()
 

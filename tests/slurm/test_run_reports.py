@@ -12,25 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, Running, in_step, options
-from run_helpers import Run, eventually, json_line, unavailable
-
-import batchlet
+from run_helpers import Run, eventually, json_line, report_of, unavailable
 
 pytestmark = pytest.mark.slurm
 
 KILL = int(signal.SIGKILL)
-SCHEMA = json.loads((Path(batchlet.__file__).parent / "run_report" / "schema.json").read_text())
 
 
-def report_of(directory: Path) -> dict[str, Any]:
+def private_report_of(directory: Path) -> dict[str, Any]:
     """Read the report, which must be whole and for its owner alone."""
-    path = directory / "report.json"
-    found = json.loads(path.read_text())
-    jsonschema.Draft202012Validator(SCHEMA).validate(found)
+    path, found = directory / "report.json", report_of(directory)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.resolve().parent.stat().st_mode) == 0o700
     left = [entry for entry in path.resolve().parent.iterdir() if entry.name.endswith("~")]
@@ -104,7 +98,7 @@ def test_a_run_has_its_report_however_it_ends(place, tmp_path, name):
         result = running.finish(ending.within)
     finally:
         running.end()
-    found = report_of(tmp_path / "reports")
+    found = private_report_of(tmp_path / "reports")
     outcome = found["outcome"]
     said = f"{json.dumps(outcome)}\n{json.dumps(found['events'])}\n{result}"
     assert (outcome["state"], (outcome["error"] or {}).get("kind"), outcome["exit_code"]) == (
