@@ -87,7 +87,7 @@ class Ending:
     def _pause(self) -> None:
         self._phase, self._started = PAUSING, None
         self._out.tell_scheduler(m.Stopping())
-        for peer in self._hosts():
+        for peer in self._roster.connected(WORKER):
             peer.paused = False
         self._out.send(self._hosts(), m.Pause())
         self._visitors.say_paused()
