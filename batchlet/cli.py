@@ -63,7 +63,11 @@ def _run_command(command: str, arguments: Sequence[str]) -> int:
     if Path(command).is_file() and first_process(os.environ):
         report.note(f"`{command}` is Batchlet's command; the script of that name in this directory is ./{command}")
     module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
-    return int(module.main(arguments))
+    try:
+        return int(module.main(arguments))
+    except EndError as error:
+        report.failure(error)
+        return error.exit_code
 
 
 def _run(program: Program, keywords: Mapping[str, Any]) -> int:

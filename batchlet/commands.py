@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["COMMANDS", "find_command"]
 
 #: By its word: the module inside Batchlet, what follows the word, and what it is for, as the help says it.
-#: A module is imported only when its word is typed, and its `main` gives the exit code.
+#: A module is imported only when its word is typed; its `main` gives the exit code, or raises an `EndError` that is told.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "ps": ("visits.ps", "[DIR]", "my runs that were started with --attach or --join"),
     "top": ("visits.top", "[RUN]", "what the workers of such a run are doing"),

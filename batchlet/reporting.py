@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import report
 from .command_line import Parser
 from .environments import first_process
-from .errors import EndError, UsageError
+from .errors import UsageError
 from .run_report.advice import advise
 from .run_report.reading import read
 
@@ -30,12 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        The exit code: 0, or that of an error in what was asked for.
+        The exit code.
 
     Raises
     ------
     SystemExit
         If the command line cannot be understood (2), or asks for help (0).
+    EndError
+        If there is no such report, or its page cannot be written.
     """
     first = first_process(os.environ)
     parser = Parser(
@@ -53,17 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     if not first:
         # The tasks of a step would all say the same.
         return 0
-    try:
-        found = read(Path(given.file).expanduser())
-        # A run that was killed had no time for it; and what can be said of a run may have become more.
-        found["advice"] = advise(found)
-        if given.html is None:
-            _write(_as_text(found))
-        else:
-            _write_page(found, given.html)
-    except EndError as error:
-        report.failure(error)
-        return error.exit_code
+    found = read(Path(given.file).expanduser())
+    # A run that was killed had no time for it; and what can be said of a run may have become more.
+    found["advice"] = advise(found)
+    if given.html is None:
+        _write(_as_text(found))
+    else:
+        _write_page(found, given.html)
     return 0
 
 

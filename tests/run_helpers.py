@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -222,6 +223,18 @@ def json_line(text: str, prefix: str = "RESULT ") -> str:
     lines = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
     assert len(lines) == 1, f"not one line that starts with {prefix!r}:\n{text}"
     return lines[0]
+
+
+def report_of(directory: Path) -> dict[str, Any]:
+    """Read the report of the run that wrote last; it must be whole, and of the schema's form."""
+    import jsonschema
+
+    import batchlet
+
+    schema = Path(batchlet.__file__).parent / "run_report" / "schema.json"
+    found = json.loads((directory / "report.json").read_text())
+    jsonschema.Draft202012Validator(json.loads(schema.read_text())).validate(found)
+    return found
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,11 @@ class LocalBackend:
         if self._porch is not None:
             # Whoever looks on leaves before the cluster goes.
             self._porch.close()
-        self._cluster.close()
+        from ..dask_backend.logs import hushed
+
+        # A worker that is busy beyond its time is ended the hard way, and that is neither a loss nor news.
+        with hushed():
+            self._cluster.close()
         return Outcome(use=self._book.use() if self._book is not None else {})
 
     def let_go(self) -> None:

@@ -241,6 +241,8 @@ class Connection:
 
     def _note(self, message: Message) -> None:
         with self._changed:
+            # In the order in which they came: who listens later must not hear of the pause after the block that followed it.
+            self._seen.pop(type(message), None)
             self._seen[type(message)] = message
             self._changed.notify_all()
             listeners = list(self._listeners)

@@ -80,6 +80,9 @@ class Owner(Protocol):
     def end_block(self) -> None:
         """End the scheduler of this block, and wait for another one."""
 
+    def conclude(self) -> None:
+        """Bring the report to its end: nobody but the client is there any more, and it ends as soon as this returns."""
+
     def stop_serving(self) -> None:
         """End: the run is over and every other rank has left, or had its time to; once at most."""
 
@@ -302,6 +305,8 @@ class Coordinator:
                 self._owner.begin_block(launch)
             case e.EndBlock():
                 self._owner.end_block()
+            case e.Conclude():
+                self._owner.conclude()
             case e.StopServing():
                 self._owner.stop_serving()
             case e.EndHard():

@@ -87,7 +87,7 @@ class Ending:
     def _pause(self) -> None:
         self._phase, self._started = PAUSING, None
         self._out.tell_scheduler(m.Stopping())
-        for peer in self._hosts():
+        for peer in self._roster.connected(WORKER):
             peer.paused = False
         self._out.send(self._hosts(), m.Pause())
         self._visitors.say_paused()
@@ -130,6 +130,8 @@ class Ending:
             self._end()
 
     def _say_closed(self) -> None:
+        # Before the client ends: where its exit code is not 0, some launchers kill all others at that moment.
+        self._out.add(e.Conclude())
         self._out.broadcast(m.Closed(), but=SCHEDULER)
         self._end()
 

@@ -259,6 +259,11 @@ class BeginBlock(Action):
 
 
 @dataclass(frozen=True)
+class Conclude(Action):
+    """All hosts of workers have gone, and the client waits for `Closed`: bring the report to its end before it gets that."""
+
+
+@dataclass(frozen=True)
 class StopServing(Action):
     """The others have gone, or had their time: end the scheduler, and then this process. Once at most."""
 

@@ -98,6 +98,7 @@ class Guests:
         if peer.role != GUEST or isinstance(message, (m.Ping, m.Paused, m.Closed)):
             return False
         if isinstance(message, m.Planned):
+            peer.paused = False
             self._tell(self._book.came(peer.number, peer.name, message.workers))
         return True
 

@@ -29,7 +29,8 @@ class Peer:
     left : bool
         Whether it has said that it leaves, or the connection has ended.
     paused : bool
-        Whether it has said that it has no workers any more.
+        Whether it has no workers whose end that of a block waits for: a guest that has not told of any yet, and whoever has
+        said that they are gone.
     block : int
         Of a scheduler: the block that it serves.
     replaceable_within : int

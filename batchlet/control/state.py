@@ -145,7 +145,8 @@ class State(Losses):
 
     def _tell_of_block(self, peer: Peer) -> None:
         """Tell who has just come what the others have heard of this block, unless it is over."""
-        peer.paused = self._phase == PAUSING
+        # A guest may need long until it has workers, while the block ends: what it imports is the user's.
+        peer.paused = self._phase == PAUSING or peer.role == GUEST
         if self._phase in (STARTING, RUNNING):
             welcome = m.Welcome(self._facts, self._launch) if self._facts is not None else None
             for message in (welcome, self._started, self._ready_news):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import dask.config
 
@@ -30,6 +31,7 @@ __all__ = [
     "expect_death",
     "hear_deaths",
     "hush",
+    "hushed",
     "logging_is_the_users",
     "mention_strangers_once",
     "report_deaths",
@@ -221,6 +223,16 @@ def hush() -> None:
             logger = logging.getLogger(name)
             _levels.setdefault(name, logger.level)
             logger.setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Hold Dask's chatter back while something is stopped on purpose in a process that goes on."""
+    hush()
+    try:
+        yield
+    finally:
+        _speak_again()
 
 
 def _speak_again() -> None:

@@ -113,27 +113,29 @@ class CoordinatorRank:
         """
         rank, coordinator = self._rank, self._coordinator
         where = f"rank {rank.info.rank} on node {rank.info.node}"
-        try:
-            with handled(lambda number, _: coordinator.signalled(number, where)), contextlib.closing(self._beside):
-                if options is None:
-                    coordinator.await_client(rank.settings.start_timeout)
-                    self._prepare()
-                else:
-                    launch = inputs.for_agent(options, rank.deadline, layout=layout_of(self._rendezvous))
-                    self._asked.put(inputs.to_text(launch))
-                number = 0
-                while asked := self._asked.get():
-                    number += 1
-                    self._serve(number, asked)
-        except EndError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            coordinator.fail(unexpected(error, where))
-            self._over.wait(PATIENCE)
-        finally:
-            self._tidy_up()
-            coordinator.close()
-            self._close_book()
+        # To the very end: a launcher that ends all ranks because the client's code is not 0 has nothing to add to that.
+        with handled(lambda number, _: coordinator.signalled(number, where)):
+            try:
+                with contextlib.closing(self._beside):
+                    if options is None:
+                        coordinator.await_client(rank.settings.start_timeout)
+                        self._prepare()
+                    else:
+                        launch = inputs.for_agent(options, rank.deadline, layout=layout_of(self._rendezvous))
+                        self._asked.put(inputs.to_text(launch))
+                    number = 0
+                    while asked := self._asked.get():
+                        number += 1
+                        self._serve(number, asked)
+            except EndError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                coordinator.fail(unexpected(error, where))
+                self._over.wait(PATIENCE)
+            finally:
+                self._tidy_up()
+                coordinator.close()
+                self.conclude()
         return self._failure.exit_code if self._failure is not None else 0
 
     def _serve(self, number: int, launch: str) -> None:
@@ -230,6 +232,12 @@ class CoordinatorRank:
         if self._block is not None:
             self._block.end()
 
+    def conclude(self) -> None:
+        """Write the report for the last time; a client that has not said how its block ended did not live to."""
+        if self._block is not None:
+            self._book.failed("ClientLost", "The client's process ended within the block.", None)
+        self._book.close(self._rank.settings.stop_timeout)
+
     def stop_serving(self) -> None:
         """End the scheduler, and then this rank."""
         self._over.set()
@@ -252,12 +260,6 @@ class CoordinatorRank:
         self._book.about(**run)
         self._book.files(settings.path("report"), settings.path("metrics"))
         self._book.began()
-
-    def _close_book(self) -> None:
-        """Write the report for the last time; a client that has not said how its block ended did not live to."""
-        if self._block is not None:
-            self._book.failed("ClientLost", "The client's process ended within the block.", None)
-        self._book.close(self._rank.settings.stop_timeout)
 
     def _tidy_up(self) -> None:
         self._rendezvous.withdraw()

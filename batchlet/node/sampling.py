@@ -104,8 +104,9 @@ def planned(plan: Plan, workers: Iterable[WorkerPlan]) -> Told:
 
 
 def planned_here(node: str, workers: Sequence[WorkerPlan]) -> Told:
-    """Say which workers a node of a submitted job or of a guest hosts, whose share of the node they are."""
-    return planned(Plan("", "", 0, 1, node, ()), workers)
+    """Say which workers a node of a submitted job or of a guest hosts: they belong to none of the run's ranks."""
+    rows = [(str(worker.name), None, worker.threads, worker.memory) for worker in workers]
+    return [("plan", {"node": node, "figures": {}, "workers": rows})]
 
 
 def death(text: str, node: str) -> tuple[str, dict[str, Any]]:

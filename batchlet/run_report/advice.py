@@ -294,10 +294,12 @@ def _start(report: Report) -> Iterator[Advice]:
     if gaps and (longest := max(gaps))[0] >= 0.4 * ready:
         seconds, event, process = longest
         text += f" {duration(seconds)} of them passed before `{cut(event, _NAME)}` ({cut(process, _NAME)})."
+    if report["run"]["mode"] == "slurm":
+        text += " `from batchlet.early import BatchletRunner` above all other imports spares the ranks theirs."
     yield _advice(
         "start",
-        f"{text} `from batchlet.early import BatchletRunner` above all other imports spares the ranks theirs, and a Python "
-        "environment on a node's own disk loads faster than one on a shared file system; `--timeline` shows each step.",
+        f"{text} A Python environment on a node's own disk loads faster than one on a shared file system; `--timeline` shows "
+        "each step.",
     )
 
 

@@ -179,9 +179,11 @@ def node_uses(report: Mapping[str, Any]) -> list[NodeUse]:
 
 
 def plans(report: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]]]:
-    """Give the plans that there are, each with the nodes that have it, the most common first."""
+    """Give the plans that there are, each with the nodes that have it, the most common first; nodes of other jobs have none."""
     found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
     for name, node in report["nodes"].items():
+        if not node["figures"]:
+            continue
         key = repr(sorted((figure, sorted(entry.items())) for figure, entry in node["figures"].items()))
         found.setdefault(key, ([], node["figures"]))[0].append(name)
     return sorted(found.values(), key=lambda entry: -len(entry[0]))

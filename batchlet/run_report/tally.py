@@ -89,22 +89,24 @@ class Place:
         self.seen: tuple[float, float] | None = None
 
     def sum_up(self, tallies: Mapping[str, Tally]) -> None:
-        """Settle what its roles may use: what the plan says, or else what its workers may."""
+        """Settle what its roles may use: what the plan says, and what workers may that are not in it."""
         for name, theirs in (("cpus", "threads"), ("memory", "limit")):
             figure = self.figures.get(name)
-            setattr(
-                self, name, float(figure["value"] if figure else sum(getattr(one, theirs) for one in self.of(tallies)))
-            )
+            brought = sum(getattr(one, theirs) for one in self.of(tallies) if not figure or one.rank is None)
+            setattr(self, name, float(brought + (figure["value"] if figure else 0.0)))
 
     def granted(self, tallies: Mapping[str, Tally], start: float, end: float) -> float:
         """CPU seconds that were granted from one moment to another, while it had workers."""
-        each = [
-            (one.threads, max(0.0, min(end, end if one.went is None else one.went) - max(start, one.planned)))
-            for one in self.of(tallies)
-        ]
-        if "cpus" in self.figures:
-            return self.cpus * max((seconds for _, seconds in each), default=0.0)
-        return sum(threads * seconds for threads, seconds in each)
+        plan = self.figures.get("cpus")
+        of_plan = of_others = 0.0
+        for one in self.of(tallies):
+            seconds = max(0.0, min(end, end if one.went is None else one.went) - max(start, one.planned))
+            if plan and one.rank is not None:
+                of_plan = max(of_plan, plan["value"] * seconds)
+            else:
+                # With a job of its own, which may share a node with the run.
+                of_others += one.threads * seconds
+        return of_plan + of_others
 
     def of(self, tallies: Mapping[str, Tally]) -> list[Tally]:
         """Give what its workers have used."""

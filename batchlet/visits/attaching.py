@@ -14,7 +14,7 @@ from ..errors import EndError, UsageError
 from ..node import inputs
 from ..versions import versions
 from .probe import Cluster, security_of
-from .visit import Visit, choose
+from .visit import Visit, visit
 
 __all__ = ["AttachedRun", "attach", "client_of"]
 
@@ -61,22 +61,9 @@ def attach(run: str | None = None, *, asynchronous: bool = False, **options: Any
     from ..client.refusal import refuse_alone
 
     try:
-        return client_of(visit(run), asynchronous=asynchronous, **options)
+        return client_of(visit(run, versions()), asynchronous=asynchronous, **options)
     except EndError as error:
         refuse_alone(error)
-
-
-def visit(run: str | None) -> Visit:
-    """Begin a visit to a run whose cluster is to be used.
-
-    Raises
-    ------
-    EndError
-        If that is not possible.
-    """
-    found, _ = choose(run)
-    assert found.record is not None
-    return Visit(found.record, versions())
 
 
 def client_of(visit: Visit, **options: Any) -> Any:

@@ -21,10 +21,9 @@ from pathlib import Path
 
 from .. import report
 from ..client.announce import dashboard_at
-from ..command_line import Parser
-from ..errors import EndError, LauncherError, UsageError
+from ..errors import LauncherError, UsageError
 from ..network import LOOPBACK
-from .visit import Visit, choose
+from .visit import Visit, run_parser, visit
 
 __all__ = ["main"]
 
@@ -47,36 +46,24 @@ def main(arguments: Sequence[str]) -> int:
     int
         The exit code.
     """
-    parser = Parser(
-        prog="python -m batchlet dashboard",
-        description="Say where the dashboard of a run is, and by which command it comes to your own machine.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run", metavar="RUN", nargs="?", help="its name, how that begins, or its job (default: the only run)"
+    parser = run_parser(
+        "dashboard", "Say where the dashboard of a run is, and by which command it comes to your own machine."
     )
     parser.add_argument(
         "--open", action="store_true", help="open the tunnel and a browser on this machine, until Ctrl-C"
     )
     asked = parser.parse_args(list(arguments))
-    try:
-        run, _ = choose(asked.run)
-        assert run.record is not None
-        # Without versions: they do not matter to a browser.
-        with contextlib.closing(Visit(run.record, {})) as visit:
-            place, token = _place(visit)
-            node = visit.record.node
-            if not asked.open:
-                sys.stdout.write(f"{dashboard_at(place, token)}\n")
-                if place[0] == LOOPBACK and (tunnel := _tunnel(node, place[1])):
-                    sys.stdout.write(f"{tunnel}\n")
-                return 0
-            return _open(visit, node, place, token)
-    except EndError as error:
-        report.failure(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 0
+    # Without versions: they do not matter to a browser.
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(visit(asked.run, {})) as visited:
+        place, token = _place(visited)
+        node = visited.record.node
+        if asked.open:
+            _open(visited, node, place, token)
+        else:
+            sys.stdout.write(f"{dashboard_at(place, token)}\n")
+            if place[0] == LOOPBACK and (tunnel := _tunnel(node, place[1])):
+                sys.stdout.write(f"{tunnel}\n")
+    return 0
 
 
 def _place(visit: Visit) -> tuple[tuple[str, int], str | None]:
@@ -102,7 +89,7 @@ def _tunnel(node: str, port: int) -> str | None:
     return f"ssh -N -L {port}:localhost:{port} {this if here else f'-J {this} {node}'}"
 
 
-def _open(visit: Visit, node: str, place: tuple[str, int], token: str | None) -> int:
+def _open(visit: Visit, node: str, place: tuple[str, int], token: str | None) -> None:
     with contextlib.ExitStack() as stack:
         if place[0] == LOOPBACK and not _is_here(node):
             place = (LOOPBACK, stack.enter_context(_connected(node, place[1])))
@@ -113,7 +100,6 @@ def _open(visit: Visit, node: str, place: tuple[str, int], token: str | None) ->
         while not visit.is_over:
             visit.wait(1.0)
         report.note(visit.last_word)
-    return 0
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import report
-from ..command_line import Parser
-from ..errors import EndError
 from ..program import Program, show_exception
-from .attaching import client_of, visit
+from ..versions import versions
+from .attaching import client_of
+from .visit import run_parser, visit
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        The exit code; that of the user's code comes as `SystemExit`.
+        The exit code; that of the user's code comes as `SystemExit`, as do our own errors.
     """
     run, program = _parse(list(arguments))
     client: Any = None
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         if program is not None:
             program.prepare()
             program.check()
-        found = visit(run)
+        found = visit(run, versions())
         from ..dask_backend.logs import configure_logging, hush
 
         configure_logging()
@@ -60,9 +60,6 @@ def main(arguments: Sequence[str]) -> int:
             (program or Program("code", sys.stdin.read())).run(names)
         else:
             _type(names, _banner(client))
-    except EndError as error:
-        report.failure(error)
-        return error.exit_code
     except SystemExit:
         raise
     except KeyboardInterrupt as error:
@@ -79,15 +76,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[str | None, Program | None]:
-    parser = Parser(
-        prog="python -m batchlet attach",
+    parser = run_parser(
+        "attach",
+        "Run Python with a Dask `client` of a run of yours that is under way.",
         usage="%(prog)s [RUN] [-c CODE [arguments] | script.py [arguments]]",
-        description="Run Python with a Dask `client` of a run of yours that is under way.",
         epilog=_EPILOG,
         formatter_class=importlib.import_module("argparse").RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", nargs="?", help="which run")
     parser.add_argument("-c", metavar="CODE", help="run this code")
     parser.add_argument("script", nargs="?", help="run this script")
     # Nothing that stands behind the code or the script is ours.

@@ -11,7 +11,6 @@ from typing import Any
 
 from .. import report
 from ..command_line import Parser
-from ..errors import EndError
 from ..settings import describe_bytes
 from . import find
 from .find import Run
@@ -41,11 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit code.
     """
     asked = _parser().parse_args(list(arguments))
-    try:
-        runs = find.runs(asked.directory)
-    except EndError as error:
-        report.failure(error)
-        return error.exit_code
+    runs = find.runs(asked.directory)
     seen = probe(runs)
     dead = [run for run, life in zip(runs, seen, strict=True) if life.life is Life.DEAD]
     unanswering = {Life.SILENT, Life.UNREADABLE} if asked.forget else set()

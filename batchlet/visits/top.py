@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import report
-from ..command_line import Parser
-from ..errors import EndError
 from ..settings import describe_bytes
 from ..values import seconds
 from ..versions import versions
 from .host_names import HostNames
 from .probe import Cluster, security_of
 from .usage import Total, Worker, percent, total_of, workers_of
-from .visit import Visit, choose
+from .visit import Visit, run_parser, visit
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -50,48 +48,32 @@ def main(arguments: Sequence[str]) -> int:
     int
         The exit code.
     """
-    asked = _parser().parse_args(list(arguments))
-    try:
-        run, _ = choose(asked.run)
-        assert run.record is not None
-        visit = Visit(run.record, versions())
-    except EndError as error:
-        report.failure(error)
-        return error.exit_code
-    try:
-        return _once(visit) if asked.once else _show(visit, asked.interval)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        visit.close()
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m batchlet top",
-        description="Show what the workers of a run are doing, the busiest ones first; Ctrl-C leaves.",
+    parser = run_parser(
+        "top",
+        "Show what the workers of a run are doing, the busiest ones first; Ctrl-C leaves.",
         epilog="It needs no more than a terminal; with rich installed (pip install 'dask-batchlet[rich]') it is a screen.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run", metavar="RUN", nargs="?", help="its name, how that begins, or its job (default: the only run)"
     )
     parser.add_argument("--once", action="store_true", help="print this once, as plain text with all workers")
     parser.add_argument(
         "--interval", metavar="SECONDS", type=seconds, default=2.0, help="seconds between two looks (2)"
     )
-    return parser
+    asked = parser.parse_args(list(arguments))
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(visit(asked.run, versions())) as visited:
+        if asked.once:
+            _once(visited)
+        else:
+            _show(visited, asked.interval)
+    return 0
 
 
-def _once(visit: Visit) -> int:
+def _once(visit: Visit) -> None:
     cluster = visit.cluster
     if cluster is None:
         report.note(visit.last_word)
-        return 0
+        return
     workers = workers_of(asyncio.run(_identity(cluster)))
     _names.find_out((worker.host for worker in workers), _NAMES)
     sys.stdout.write(_text(visit, workers, len(workers)))
-    return 0
 
 
 async def _identity(cluster: Cluster) -> Any:
@@ -102,7 +84,7 @@ async def _identity(cluster: Cluster) -> Any:
     return await asyncio.wait_for(identity(cluster.address, security_of(cluster)), _ANSWER)
 
 
-def _show(visit: Visit, interval: float) -> int:
+def _show(visit: Visit, interval: float) -> None:
     with contextlib.ExitStack() as stack:
         show = _screen(stack) if sys.stdout.isatty() else None
         while not visit.is_over:
@@ -122,7 +104,6 @@ def _show(visit: Visit, interval: float) -> int:
                 sys.stdout.flush()
             visit.wait(interval)
     report.note(visit.last_word)
-    return 0
 
 
 def _headline(visit: Visit, total: Total | None) -> str:

@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from ..command_line import Parser
 from ..control.connection import Connection
 from ..control.messages import Failed, Hello, Message, Pause, SchedulerStarted, Stop, Welcome
 from ..control.visitors import VISITOR
@@ -17,7 +19,7 @@ from . import find
 from .find import Run
 from .probe import Cluster, Life, Seen, cluster_of, probe
 
-__all__ = ["Visit", "choose"]
+__all__ = ["Visit", "choose", "run_parser", "visit"]
 
 # Seconds in which a coordinator that is alive lets a visitor in.
 _CONNECT = 10.0
@@ -78,6 +80,38 @@ def _why_not(run: Run, life: Life) -> str:
         f"Run {run.name} does not answer {where}: it, its node or the network between is not there, or very slow. "
         f"If it is over, remove {run.file}."
     )
+
+
+def run_parser(word: str, description: str, **more: Any) -> Parser:
+    """Make the parser of a command that is about a run.
+
+    Parameters
+    ----------
+    word : str
+        The command.
+    description : str
+        What it does.
+    **more
+        As for `argparse.ArgumentParser`.
+    """
+    parser = Parser(prog=f"python -m batchlet {word}", description=description, allow_abbrev=False, **more)
+    parser.add_argument(
+        "run", metavar="RUN", nargs="?", help="its name, how that begins, or its job (default: the only run)"
+    )
+    return parser
+
+
+def visit(word: str | None, versions: Mapping[str, str]) -> Visit:
+    """Begin a visit to the run that somebody means; see `choose` and `Visit`.
+
+    Raises
+    ------
+    EndError
+        If that is not possible.
+    """
+    found, _ = choose(word)
+    assert found.record is not None
+    return Visit(found.record, versions)
 
 
 class Visit:

@@ -31,11 +31,13 @@ RUN = """
 import os, pathlib, sys, time
 import mine
 from batchlet import BatchletRunner
-from dask.distributed import Client
+from dask.distributed import Client, Security
 
 if __name__ == "__main__":
     go_on = pathlib.Path(sys.argv[1])
-    with BatchletRunner(attach=True, workers_per_node=2, threads_per_worker=1) as runner, Client(runner) as client:
+    security = {"own": Security.temporary, "off": bool, "on": lambda: True}[sys.argv[2]]()
+    runner = BatchletRunner(attach=True, workers_per_node=2, threads_per_worker=1, security=security)
+    with runner, Client(runner) as client:
         kept = client.submit(mine.Thing, 5, key="kept")
         kept.result()
         client.publish_dataset(thing=kept)
@@ -75,9 +77,10 @@ class Held:
 
 
 @pytest.fixture
-def held(place: Place) -> Iterator[Held]:
+def held(place: Place, request: pytest.FixtureRequest) -> Iterator[Held]:
+    """A run; by a parameter with another security than Batchlet's own."""
     (place.base / "mine.py").write_text(MODULE)
-    command = [sys.executable, place.script(RUN), str(place.base / "go-on")]
+    command = [sys.executable, place.script(RUN), str(place.base / "go-on"), getattr(request, "param", "on")]
     process = subprocess.Popen(
         command, cwd=place.cwd, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         stdin=subprocess.DEVNULL, start_new_session=True,
@@ -134,6 +137,25 @@ def test_a_run_is_listed_looked_at_and_used_from_another_directory_and_never_end
     assert len(result.stderr.splitlines()) == 3, result
     assert list((place.base / "state" / "batchlet" / "runs").iterdir()) == []
     place.assert_nothing_left(set(), result)
+
+
+@pytest.mark.parametrize(("held", "protocol"), [("off", "tcp"), ("own", "tls")], indirect=["held"])
+def test_a_run_without_security_or_with_that_of_its_user_is_attached_to_as_any_other(held: Held, protocol: str):
+    place = held.place
+    [data] = json.loads(asked(place, "ps", "--json").stdout)
+    assert (data["state"], data["use"]["workers"]) == ("alive", 2)
+    assert "2 workers on 1 node" in asked(place, "top", "--once").stdout
+    code = (
+        "import batchlet\nwith batchlet.attach() as mine: print(mine.submit(abs, -7).result(), mine.scheduler.address)"
+    )
+    used = asked(place, "attach", "-c", f"print(client.submit(abs, -5).result())\n{code}")
+    assert (used.rc, used.stderr) == (0, ""), used
+    assert re.fullmatch(rf"5\n7 {protocol}://\S+\n", used.stdout), used
+    # Without security there is no secret, and the address of the dashboard has none.
+    link = asked(place, "dashboard").stdout.splitlines()[0]
+    assert bool(re.fullmatch(r"http://localhost:\d+/[0-9a-f]{32}/status", link)) == (protocol == "tls"), link
+    result = held.finish()
+    assert (result.rc, result.stdout) == (0, "ended\n"), result
 
 
 WATCHER = """

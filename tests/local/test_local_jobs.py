@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from run_helpers import Place, eventually
+from run_helpers import Place, eventually, report_of
 
 pytest.importorskip("dask_jobqueue")
 
@@ -16,7 +16,8 @@ SCRIPT = """
 import sys, time
 from batchlet import BatchletCluster
 if __name__ == "__main__":
-    with BatchletCluster("local", jobs=2, cores=1, memory="512MiB", job_script_prologue=["export A=b"]) as cluster:
+    with BatchletCluster("local", jobs=2, cores=1, memory="512MiB", job_script_prologue=["export A=b"],
+                         report=sys.argv[2]) as cluster:
         client = cluster.get_client()
         client.wait_for_workers(2, timeout=30)
         total = client.submit(sum, range(10)).result()
@@ -25,19 +26,31 @@ if __name__ == "__main__":
 """
 
 
-def test_jobs_that_are_processes_of_this_machine_compute_and_leave_nothing(place: Place) -> None:
-    result = place.run(sys.executable, place.script(SCRIPT), "0", timeout=60)
+def test_jobs_that_are_processes_of_this_machine_compute_and_leave_nothing_but_their_report(place: Place) -> None:
+    reports = place.base / "reports"
+    result = place.run(sys.executable, place.script(SCRIPT), "0", str(reports), timeout=60)
     assert (result.rc, result.stdout) == (0, "45 {'b'}\n"), result
     assert len(result.errors) == 1, result
+    found = report_of(reports)
+    assert (found["run"]["mode"], found["outcome"]["state"], found["outcome"]["exit_code"]) == ("jobs", "done", 0), (
+        found
+    )
+    assert len(found["workers"]) == 2, found
+    assert all(worker["rank"] is None and worker["cpu_seconds"] > 0 for worker in found["workers"].values()), found
+    assert sum(group["tasks"] for group in found["task_groups"]) == 1, found
+    assert "<html" in (reports / "report.html").read_text()
 
 
 def test_jobs_that_are_processes_of_this_machine_end_with_their_client(place: Place) -> None:
+    command = [sys.executable, place.script(SCRIPT), "1000", str(place.base / "reports")]
     client = subprocess.Popen(
-        [sys.executable, place.script(SCRIPT), "1000"], cwd=place.cwd, env=place.environ, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        command, cwd=place.cwd, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert client.stdout is not None
     assert client.stdout.readline() == "45 {'b'}\n"
+    eventually((place.base / "reports" / "report.json").exists, 30, "no report")
     os.kill(client.pid, signal.SIGKILL)
     client.communicate()
     eventually(lambda: not place.processes() and not place.files(), 30, lambda: (place.processes(), place.files()))
+    found = report_of(place.base / "reports")
+    assert (found["outcome"]["state"], len(found["workers"])) == ("running", 2), found

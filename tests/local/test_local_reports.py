@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-from run_helpers import Place, eventually, unavailable
+from run_helpers import Place, eventually, report_of, unavailable
 
-import batchlet
-
-SCHEMA = json.loads((Path(batchlet.__file__).parent / "run_report" / "schema.json").read_text())
 OPTION = "BATCHLET_DASK_CLUSTER__"
 
 BLOCKS = """
@@ -36,12 +29,6 @@ if __name__ == "__main__":
                 time.sleep(120)
 """
 PLAIN = "import dask.delayed; print(sum(dask.compute(*[dask.delayed(abs)(one) for one in range(4)])))"
-
-
-def report_of(directory: Path) -> dict[str, Any]:
-    found = json.loads((directory / "report.json").read_text())
-    jsonschema.Draft202012Validator(SCHEMA).validate(found)
-    return found
 
 
 def test_all_blocks_of_a_process_are_one_report_and_every_file_is_there(place: Place, tmp_path):

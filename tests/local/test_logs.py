@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from run_helpers import WORKLOADS, Place, Result, json_line
+from run_helpers import WORKLOADS, Place, Result, json_line, report_of
 
 SPEAKS = str(WORKLOADS / "speaks.py")
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
@@ -45,7 +45,8 @@ def assert_kept(result: Result, worker: str, died: str, host: str, scheduler: st
 
 def test_what_is_said_locally_is_kept_and_a_flood_of_it_costs_next_to_nothing(place: Place) -> None:
     """Also after a worker's death, and with a million lines, of which the newest are kept."""
-    result = place.run(sys.executable, SPEAKS, "runner", "1000000", timeout=200)
+    env = {"BATCHLET_DASK_CLUSTER__REPORT": str(place.base / "reports")}
+    result = place.run(sys.executable, SPEAKS, "runner", "1000000", env=env, timeout=200)
     found = json.loads(json_line(result.stdout))
     node = "node " + next(iter(found["workers"].values()))[1].split(".")[0]
     assert_kept(
@@ -58,6 +59,10 @@ def test_what_is_said_locally_is_kept_and_a_flood_of_it_costs_next_to_nothing(pl
     dropped = re.fullmatch(r"(\d+) more lines not kept", found["lines"][-1])
     assert dropped, found["lines"][-1]
     assert int(dropped[1]) > 950_000, found["lines"][-1]
+    kept = report_of(place.base / "reports")
+    assert kept["workers"][str(found["died"])]["restarts"] == 1, kept["workers"]
+    assert [event["kind"] for event in kept["events"] if "was killed by SIGKILL" in event["text"]] == ["worker"], kept
+    assert kept["logs_dropped"] == int(dropped[1]), (kept["logs_dropped"], found["lines"][-1])
     assert any(int(number) > 100_000 for number in re.findall(r"line (\d+) of the flood", "\n".join(found["lines"])))
 
 

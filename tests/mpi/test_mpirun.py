@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mpi_launchers import mpich, open_mpi
-from run_helpers import REPOSITORY, Result
+from run_helpers import REPOSITORY, Result, json_line, report_of
 
 pytestmark = [pytest.mark.mpirun, pytest.mark.timeout(240)]
 
@@ -25,6 +25,29 @@ from dask.distributed import Client
 with BatchletRunner({options}) as runner, Client(runner) as client:
     print("RESULT", client.submit(sum, [1, 2, 3]).result(), len(client.scheduler_info(n_workers=-1)["workers"]), flush=True)
     {last}
+"""
+
+
+STOPPED = """
+import json, logging, time
+from batchlet.early import BatchletRunner
+from dask.distributed import Client, get_worker
+
+def speak():
+    logging.getLogger("mine").warning("of a worker")
+    return get_worker().name
+
+with BatchletRunner() as runner, Client(runner) as client:
+    rank = int(client.submit(speak).result())
+    while "Warnings" not in (logs := runner.get_logs()):
+        time.sleep(0.1)
+    print("RESULT", json.dumps([rank, logs["Warnings"].strip()]), flush=True)
+    # As soon as the run is under way, however long that has taken.
+    runner.before_end(runner.time_left - 1, lambda: print("saved", client.submit(sum, [1, 2]).result(), flush=True))
+    try:
+        client.submit(time.sleep, 100).result()
+    finally:
+        print("finally", client.submit(sum, [1, 2, 3]).result(), flush=True)
 """
 
 
@@ -154,3 +177,23 @@ class TestRunner:
         for words in ("rank 0 of 4", "rank 0 of 1", other.name, "mpirun", 'rendezvous="file"'):
             assert words in line
         assert "RESULT" not in result.stdout
+
+    def test_a_run_that_is_stopped_before_its_end_has_its_report_and_what_its_workers_said(self, mpirun, place):
+        """With `batchlet.early`, as the page is there too: Open MPI kills all other ranks when the client ends with 84."""
+        reports = place.base / "reports"
+        options = {"REPORT": str(reports), "TIME_LIMIT": "10min", "STOP_BEFORE": "10s"}
+        env = {f"BATCHLET_DASK_CLUSTER__{name}": value for name, value in options.items()}
+        result = mpirun(4, place.script(STOPPED), env=env, timeout=150)
+        assert result.rc == 84, result
+        rank, said = json.loads(json_line(result.stdout))
+        assert f"worker {rank}, node " in said, result
+        assert said.endswith(" - mine - WARNING - of a worker"), result
+        assert result.stdout.splitlines()[1:] == ["saved 3", "finally 6"], result
+        assert "SIGTERM" not in result.stderr, result
+        found = report_of(reports)
+        outcome = (found["outcome"]["state"], found["outcome"]["error"]["kind"], found["outcome"]["exit_code"])
+        assert outcome == ("ended", "TimeIsUpError", 84), found
+        assert (found["run"]["mode"], set(found["workers"])) == ("mpi", {"2", "3"}), found
+        [line] = found["logs"]
+        assert (line["who"], line["rank"], line["text"]) == (f"worker {rank}", rank, "of a worker"), found
+        assert "time is up" in (reports / "report.html").read_text()

@@ -106,6 +106,25 @@ def test_sigterm_ends_a_running_cell_then_the_run_then_the_kernel_with_143(cells
 
 
 @LOCAL
+def test_when_the_time_is_up_the_running_cell_is_told_then_run_and_kernel_end_with_84(cells) -> None:
+    """The function is called with a cluster that works, the cell gets `TimeIsUpError`, and the kernel goes as its time does."""
+    (*_, told, cell, kernel), _ = cells(
+        IMPORTS,
+        "runner = BatchletRunner(time_limit='10min')\nrunner.start()\nclient = Client(runner)",
+        "def save():\n    print('saved', client.submit(sum, [1, 2]).result(), flush=True)\n"
+        "runner.before_end(runner.time_left - 3, save)",
+        f"try:\n    client.submit(time.sleep, 50).result()\nfinally:\n    print('finally', {SUM})",
+        {"do": "wait"},
+    )
+    assert told["status"] == "ok", told
+    assert "batchlet: time is up: the run ends at " in cell["text"], cell
+    assert "saved 3\nfinally 6\n" in cell["text"], cell
+    assert cell["error"].startswith("TimeIsUpError: time is up"), cell
+    assert "it is started again" not in cell["text"], cell
+    assert kernel["rc"] == 84, kernel
+
+
+@LOCAL
 def test_sigterm_ends_an_idle_kernel_with_143(cells) -> None:
     """Without a cell that runs, SIGTERM ends run and kernel at once."""
     (*_, kernel), _ = cells(*BEGIN, {"do": "terminate"})

@@ -13,7 +13,7 @@ import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import Running, options
 from jobs_helpers import Login
-from run_helpers import BatchJob, Place, json_line
+from run_helpers import BatchJob, Place, eventually, json_line
 
 from batchlet.rendezvous import CoordinatorRecord
 
@@ -300,4 +300,50 @@ def test_nodes_leave_before_their_own_job_ends_and_nothing_is_computed_twice(pla
     )
     assert run.process.wait(120) == 0, f"{run.stdout}\n{run.stderr}"
     assert json.loads(json_line(run.stdout)) == [], run.stdout
+    assert "Traceback" not in run.stderr + guest.stderr, f"{run.stderr}\n{guest.stderr}"
+
+
+LEAVES = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import mine
+from batchlet import BatchletRunner
+from dask.distributed import Client
+
+with BatchletRunner(join=True, worker_class=mine.Worker) as runner, Client(runner) as client:
+    while not os.path.exists(sys.argv[1] + "/leave"):
+        time.sleep(0.02)
+    began = time.monotonic()
+print("RESULT", time.monotonic() - began, flush=True)
+"""
+# What a guest imports of the user's before it can say which workers it will have.
+SLOW = """
+import os, pathlib, time
+from distributed import Nanny
+
+here = pathlib.Path(__file__).parent
+if "SLOW_GUEST" in os.environ:
+    (here / "imports").touch()
+    while not (here / "imported").exists():
+        time.sleep(0.05)
+
+class Worker(Nanny):
+    pass
+"""
+
+
+def test_the_end_of_a_block_waits_for_no_guest_that_has_no_workers_yet(place: Place):
+    (place.base / "mine.py").write_text(SLOW)
+    env = options(join="true", stop_timeout=60)
+    run = Running(place, "srun", "-n3", "--mem=600M", sys.executable, place.script(LEAVES), str(place.base), env=env)
+    name = run_name(run)
+    command = ["srun", "-n1", "-c2", "--mem=400M", *JOIN, name]
+    guest = Running(place, *command, name="guest-", env={"SLOW_GUEST": "1"})
+    eventually((place.base / "imports").exists, 90, lambda: guest.stderr + run.stderr)
+    (place.base / "leave").touch()
+    run.wait_for("RESULT", 90)
+    (place.base / "imported").touch()
+    assert run.process.wait(90) == 0, run.stderr
+    assert guest.process.wait(90) == 0, guest.stderr
+    assert float(json_line(run.stdout)) < 30, run.stderr
     assert "Traceback" not in run.stderr + guest.stderr, f"{run.stderr}\n{guest.stderr}"

@@ -12,25 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from cluster_slurm import SlurmCluster
 from fault_helpers import FAULTS, Running, in_step, options
-from run_helpers import Run, eventually, json_line, unavailable
-
-import batchlet
+from run_helpers import Place, Run, eventually, json_line, report_of, unavailable
 
 pytestmark = pytest.mark.slurm
 
 KILL = int(signal.SIGKILL)
-SCHEMA = json.loads((Path(batchlet.__file__).parent / "run_report" / "schema.json").read_text())
 
 
-def report_of(directory: Path) -> dict[str, Any]:
+def private_report_of(directory: Path) -> dict[str, Any]:
     """Read the report, which must be whole and for its owner alone."""
-    path = directory / "report.json"
-    found = json.loads(path.read_text())
-    jsonschema.Draft202012Validator(SCHEMA).validate(found)
+    path, found = directory / "report.json", report_of(directory)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.resolve().parent.stat().st_mode) == 0o700
     left = [entry for entry in path.resolve().parent.iterdir() if entry.name.endswith("~")]
@@ -104,7 +98,7 @@ def test_a_run_has_its_report_however_it_ends(place, tmp_path, name):
         result = running.finish(ending.within)
     finally:
         running.end()
-    found = report_of(tmp_path / "reports")
+    found = private_report_of(tmp_path / "reports")
     outcome = found["outcome"]
     said = f"{json.dumps(outcome)}\n{json.dumps(found['events'])}\n{result}"
     assert (outcome["state"], (outcome["error"] or {}).get("kind"), outcome["exit_code"]) == (
@@ -117,6 +111,55 @@ def test_a_run_has_its_report_however_it_ends(place, tmp_path, name):
     assert set(found["workers"]) == {"2", "3"}
     assert found["run"]["ranks"] == 4
     assert "no report" not in result.stderr
+
+
+JOINED = """
+import logging
+from batchlet.early import BatchletRunner
+from dask.distributed import Client
+
+def speak():
+    logging.getLogger("mine").warning("of a guest")
+
+with BatchletRunner(join=True) as runner, Client(runner) as client:
+    client.wait_for_workers(runner.n_workers + 1, timeout=90)
+    names = [str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    client.submit(speak, workers=[name for name in names if name.startswith("slurm-")]).result()
+    while "Warnings" not in runner.get_logs():
+        pass
+    raise ValueError("mine")
+"""
+
+
+def test_nodes_of_another_job_are_in_the_report_of_the_run_that_they_have_joined(place: Place, tmp_path):
+    run = Running(
+        place, "srun", "-n3", "--mem=600M", sys.executable, place.script(JOINED),
+        env=options(report=tmp_path / "reports", join="true"),
+    )  # fmt: skip
+    run.wait_for("more nodes: ", 90)
+    name = run.stderr.partition("more nodes: python -m batchlet join ")[2].split()[0]
+    join = (sys.executable, "-m", "batchlet", "join", name)
+    guest = Running(place, "srun", "-n1", "-c2", "--mem=400M", *join, name="guest-")
+    assert run.process.wait(120) == 1, f"{run.stderr}\n{guest.stderr}"
+    assert guest.process.wait(60) == 0, guest.stderr
+    found = private_report_of(tmp_path / "reports")
+    [(joined, worker)] = [(name, worker) for name, worker in found["workers"].items() if name != "2"]
+    assert (worker["rank"], worker["threads"], worker["tasks"]) == (None, 2, 1), worker
+    assert worker["cpu_seconds"] > 0, worker
+    # On the run's own node it comes on top of what the run was granted there.
+    node = found["nodes"][worker["node"]]
+    of_run = node["figures"]["cpus"]["value"] if node["figures"] else 0
+    assert node["cpus"] == of_run + 2, node
+    [line] = found["logs"]
+    assert (line["who"], line["rank"], line["node"], line["text"]) == (
+        f"worker {joined}", None, worker["node"], "of a guest",
+    ), line  # fmt: skip
+    assert (found["outcome"]["state"], found["outcome"]["exit_code"], found["run"]["ranks"]) == ("ended", 1, 3)
+    assert any("joins with its workers" in event["text"] for event in found["events"]), found["events"]
+    shown = place.run_only(sys.executable, "-m", "batchlet", "report", str(tmp_path / "reports"))
+    assert joined in shown.stdout, shown
+    # The second job is no part of this run's plan.
+    assert shown.stdout.count("The plan. ") == 1, shown
 
 
 USE = """

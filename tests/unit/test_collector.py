@@ -114,6 +114,15 @@ def test_a_node_counts_while_it_has_workers():
     assert checked(made, BEGAN + 11)["workers"]["0"]["went"] == 6
 
 
+def test_what_joins_on_a_node_of_the_run_comes_on_top_of_the_nodes_plan():
+    made = collector()
+    made.plan(BEGAN + 5, "n1", {}, [("slurm-2.0-0-0", None, 3, GIB)])
+    made.ended(BEGAN + 11, "done")
+    found = checked(made, BEGAN + 12)
+    assert (found["nodes"]["n1"]["cpus"], found["nodes"]["n1"]["memory"]) == (4 + 3, 5 * GIB)
+    assert found["use"]["cpu_granted_seconds"] == 4 * 10 + 3 * 6
+
+
 def test_a_flood_of_lines_costs_its_own_process_alone():
     made = collector()
     made.log(BEGAN, "error", "worker 1", 1, "n1", "user", "the only one")

@@ -219,8 +219,10 @@ def test_the_end_in_good_order_workers_first_then_the_client_then_the_scheduler_
     world.says("scheduler", m.WorkerJoined("2"))
     assert world.state.phase == RUNNING
     assert world.says("1", m.Finish())[:2] == (e.Send((scheduler,), m.Stopping()), e.Send((client, worker), m.Stop()))
+    # The report is brought to its end before the client may end.
+    before = len(world.actions)
     world.leave("agent-2")
-    assert world.last("1") == m.Closed()
+    assert world.actions[before : before + 2] == [e.Conclude(), e.Send((client,), m.Closed())]
     assert world.last("scheduler") == m.Stop()
     assert world.done(e.StopServing) == []
     world.leave("scheduler")
@@ -290,6 +292,26 @@ def test_a_guest_hears_what_agents_hear_and_nobody_waits_for_its_workers():
     assert world.state.phase == IDLE
     world.leave("1")
     assert world.told[peer][-1] == m.Stop()
+
+
+def test_the_end_of_a_block_waits_for_the_workers_of_guests_and_not_for_guests_that_have_none_yet():
+    world = ready()
+    guest(world, "n8")
+    world.numbers += 1
+    world.connected["n9"], world.told[world.numbers] = world.numbers, []
+    world.happened(e.PeerEntered(world.numbers, m.Hello("job 9.0", "guest", "n9", versions=VERSIONS)))
+    world.says("1", m.Done())
+    for rank in (2, 3):
+        world.says(f"agent-{rank}", m.Paused())
+    assert world.last("n9") == m.Pause()
+    assert world.state.phase == PAUSING, "n8 has workers"
+    world.says("n8", m.Paused())
+    assert world.state.phase == IDLE, "n9 has told of none"
+    # What it says late does no harm, and in the next block it is one like any other.
+    world.says("n9", m.Planned("n9", [["slurm-9.0-n9", 4, GIB]]))
+    world.says("n9", m.Paused())
+    world.says("1", m.Begin(LAUNCH))
+    assert world.state.phase == STARTING
 
 
 def test_guests_that_die_or_cannot_take_part_do_not_end_the_run_and_are_one_line():
