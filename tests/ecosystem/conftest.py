@@ -40,6 +40,7 @@ def plain_results() -> dict[str, object]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test with each program of its class."""
+    """Run each test with each program of its class, or with those that are for it."""
     if "program" in metafunc.fixturenames:
-        metafunc.parametrize("program", metafunc.cls.needs)
+        with_runner = "with_a_runner" in metafunc.function.__name__
+        metafunc.parametrize("program", metafunc.cls.with_runner if with_runner else metafunc.cls.needs)
