@@ -29,7 +29,7 @@ ENVIRON = {
     # Native libraries compute on one CPU each, as many programs share two here.
     "OMP_NUM_THREADS": "1",
 }
-TIMEOUT = 90
+TIMEOUT = 150
 # The heads on different nodes, and a worker beside each.
 SRUN = ("srun", "-N2", "-n4", "--distribution=cyclic", "--mem=3G")
 
