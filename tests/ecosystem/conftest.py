@@ -40,7 +40,7 @@ def plain_results() -> dict[str, object]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test with each program of its class, or with those that are for it."""
+    """Run each test with each program of its class, or with those that run in all ways."""
     if "program" in metafunc.fixturenames:
-        with_runner = "with_a_runner" in metafunc.function.__name__
-        metafunc.parametrize("program", metafunc.cls.with_runner if with_runner else metafunc.cls.needs)
+        all_of_them = metafunc.function.__name__.endswith(("plain_dask", "m_batchlet_on_two_nodes"))
+        metafunc.parametrize("program", metafunc.cls.needs if all_of_them else metafunc.cls.also)

@@ -1,8 +1,9 @@
 """What people use does under Batchlet what it does under plain Dask: same exit code, same output, no other warning.
 
 Each program in programs/ is written as its libraries' documentation has it, with `Client()` and without a word of Batchlet. It
-runs with plain Dask, by `python -m batchlet` alone and under `srun` on two nodes; some run there a second time, with a
-`BatchletRunner` in the place of their `Client()`. No program uses a network: the nodes of the test Slurm have no route out.
+runs with plain Dask, and by `python -m batchlet` under `srun` on two nodes; some run by that alone, too, and with a
+`BatchletRunner` in the place of their `Client()` on two nodes. No program uses a network: the nodes of the test Slurm have no
+route out.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ ENVIRON = {
     "OMP_NUM_THREADS": "1",
 }
 TIMEOUT = 150
-# The heads on different nodes, and a worker beside each.
-SRUN = ("srun", "-N2", "-n4", "--distribution=cyclic", "--mem=3G")
 
 ENTRY = 'if __name__ == "__main__":\n    client = Client()\n    main(client)\n'
 WITH_RUNNER = """if __name__ == "__main__":
@@ -116,13 +115,13 @@ class FourWays:
     ----------
     needs : mapping of str to sequence of str
         By program, what it needs beside the extra `test`: the names by which that is installed, alternatives divided by "|".
-    with_runner : sequence of str
-        The programs that are run with a `BatchletRunner`, too. What differs then is who makes the cluster, and how tasks find
-        what the program defines: a few show that.
+    also : sequence of str
+        The programs that run in all four ways. Where the workers are, and who makes the cluster, is of no concern to a library:
+        a few show that.
     """
 
     needs: ClassVar[Mapping[str, Sequence[str]]]
-    with_runner: ClassVar[Sequence[str]]
+    also: ClassVar[Sequence[str]]
 
     def check(self, plain: Result) -> None:
         """Skip what plain Dask itself cannot do here."""
@@ -159,16 +158,16 @@ class FourWays:
 
     @pytest.mark.slurm
     def test_it_runs_by_python_m_batchlet_on_two_nodes(self, program: str, plain: Result, slurm_place: Place) -> None:
-        """`srun -N2 -n4 python -m batchlet program.py` does the same."""
+        """`srun -N2 -n5 python -m batchlet program.py` does the same."""
         path = str(PROGRAMS / f"{program}.py")
-        command = [*SRUN, sys.executable, "-m", "batchlet", path]
+        command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, "-m", "batchlet", path]
         assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)
 
     @pytest.mark.slurm
     def test_it_runs_with_a_runner_on_two_nodes(self, program: str, plain: Result, slurm_place: Place) -> None:
-        """With `with BatchletRunner() as runner, Client(runner) as client:` around it, `srun -N2 -n4 python` does the same."""
+        """With `with BatchletRunner() as runner, Client(runner) as client:` around it, `srun -N2 -n5 python` does the same."""
         text = (PROGRAMS / f"{program}.py").read_text()
         assert text.count(ENTRY) == 1
         path = slurm_place.script(text.replace(ENTRY, WITH_RUNNER))
-        command = [*SRUN, sys.executable, path]
+        command = ["srun", "-N2", "-n5", "--mem=3G", sys.executable, path]
         assert_same(slurm_place.run(*command, env=ENVIRON, timeout=TIMEOUT), plain)

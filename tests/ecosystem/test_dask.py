@@ -7,4 +7,4 @@ from four_ways import FourWays
 
 class TestDask(FourWays):
     needs = {"frames": [], "plugins": [], "together": [], "watching": []}
-    with_runner = ("plugins", "together")
+    also = ("frames", "plugins", "together")

@@ -13,4 +13,4 @@ class TestLibraries(FourWays):
         "xgb": ["xgboost-cpu|xgboost"],
         "lgbm": ["lightgbm"],
     }
-    with_runner = ("learn", "xgb")
+    also = ("arrays", "xgb")
