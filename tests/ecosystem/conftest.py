@@ -40,6 +40,7 @@ def plain_results() -> dict[str, object]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test with each program of its class."""
+    """Run each test with each program of its class, or with those that run in all ways."""
     if "program" in metafunc.fixturenames:
-        metafunc.parametrize("program", metafunc.cls.needs)
+        all_of_them = metafunc.function.__name__.endswith(("plain_dask", "m_batchlet_on_two_nodes"))
+        metafunc.parametrize("program", metafunc.cls.needs if all_of_them else metafunc.cls.also)

@@ -7,3 +7,4 @@ from four_ways import FourWays
 
 class TestDask(FourWays):
     needs = {"frames": [], "plugins": [], "together": [], "watching": []}
+    also = ("frames", "plugins", "together")

@@ -13,3 +13,4 @@ class TestLibraries(FourWays):
         "xgb": ["xgboost-cpu|xgboost"],
         "lgbm": ["lightgbm"],
     }
+    also = ("arrays", "xgb")

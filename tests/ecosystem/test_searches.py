@@ -14,6 +14,7 @@ BROKEN_BY_DASK = "RuntimeError: Attempting to use an asynchronous Client in a sy
 
 class TestSearches(FourWays):
     needs = {"searches": ["dask-ml"]}
+    also = ("searches",)
 
     def check(self, plain: Result) -> None:
         if BROKEN_BY_DASK in plain.stderr:

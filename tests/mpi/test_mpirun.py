@@ -123,12 +123,12 @@ class TestRunner:
     """With a cluster."""
 
     def test_the_example_pi_is_right(self, mpirun):
-        result = mpirun(6, REPOSITORY / "slurm_examples" / "pi.py", "--samples=1e7", timeout=150)
+        result = mpirun(4, REPOSITORY / "slurm_examples" / "pi.py", "--samples=1e7", timeout=150)
         assert result.rc == 0, result
         assert re.search(r"^pi +3\.14", result.stdout, re.M), result
         assert len(result.stderr.splitlines()) <= 3, result
         assert "batchlet: mpi" in result.stderr
-        assert "4 workers" in result.stderr
+        assert "2 workers" in result.stderr
 
     def test_the_client_is_one_and_all_others_work(self, mpirun, place):
         result = mpirun(4, place.script(client()))
@@ -147,7 +147,7 @@ class TestRunner:
         result = mpirun.signalled(signal.SIGTERM, 4, script, when="RESULT")
         # Open MPI's prterun has an exit code of its own for that.
         assert result.rc == (1 if mpirun.launcher.name == "Open MPI" else 143), result
-        assert result.seconds < 30
+        assert result.seconds < 50
 
     def test_the_file_serves_if_it_is_asked_for(self, mpirun, place):
         result = mpirun(4, place.script(client(options='rendezvous="file"')))

@@ -102,7 +102,7 @@ def test_sigterm_ends_a_running_cell_then_the_run_then_the_kernel_with_143(cells
     assert "told of 15 1" in cell["text"], cell
     assert cell["error"].startswith("TerminatedError: SIGTERM"), cell
     assert kernel["rc"] == 143, kernel
-    assert cell["seconds"] + kernel["seconds"] < 15, (cell, kernel)
+    assert cell["seconds"] + kernel["seconds"] < 30, (cell, kernel)
 
 
 @LOCAL

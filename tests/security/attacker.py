@@ -2,7 +2,8 @@
 
 Reads a JSON object from standard input: ``targets`` (host, port and what the port is called), ``dask`` (what a Dask client
 says, base64; ``@NAME@`` in it is the target's name, of the same length), ``foreign`` (a certificate and its key in PEM),
-``paths`` (of HTTP). Writes one JSON list: an object for each attack, with what came back.
+``paths`` (of HTTP), ``patience`` (seconds that an answer may take; otherwise `PATIENCE`). Writes one JSON list: an object for
+each attack, with what came back.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ def tls(pem: str = "") -> ssl.SSLContext:
     return context
 
 
-def ask(host: str, port: int, data: bytes, context: ssl.SSLContext | None = None) -> tuple[bytes, str]:
+def ask(
+    host: str, port: int, data: bytes, context: ssl.SSLContext | None = None, patience: float = PATIENCE
+) -> tuple[bytes, str]:
     """Send something and give all that comes back until the other side hangs up or is silent, and how it ended."""
     answer = b""
     try:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(socket.create_connection((host, port), PATIENCE))
-            connection.settimeout(PATIENCE)
+            connection.settimeout(patience)
             if context is not None:
                 connection = stack.enter_context(context.wrap_socket(connection))
             connection.sendall(data)
@@ -111,29 +114,34 @@ def attack(host: str, port: int, name: str, orders: dict) -> list[dict]:
             tries.append((f"dask {kind}, {how}", data.replace(b"@HOW@", short), context))
     tries.append(("garbage", os.urandom(3000), None))
     tries += [(f"{scheme} GET /", get("/"), context) for scheme, context in (("http", None), ("https", tls()))]
-    ways = attempt(host, port, tries, note)
+    patience = orders.get("patience") or PATIENCE
+    ways = attempt(host, port, tries, note, patience)
     for scheme, context in (("http", None), ("https", tls())):
         if re.match(rb"HTTP/1.1 (?!400)", ways[f"{scheme} GET /"]):
             asked = [("GET", path) for path in orders["paths"]]
             asked += [(method, path) for method in ("HEAD", "POST", "PUT") for path in ("/", "/status", "/api/v1")]
             asked += [("POST", path) for path in orders["paths"] if path.startswith("/api/")]
-            attempt(host, port, [(f"{scheme} {how} {path}", get(path, how), context) for how, path in asked], note)
-            attempt(host, port, websockets(host, port, scheme, orders, context), note)
+            attempt(
+                host, port, [(f"{scheme} {how} {path}", get(path, how), context) for how, path in asked], note, patience
+            )
+            attempt(host, port, websockets(host, port, scheme, orders, context, patience), note, patience)
     return found
 
 
-def attempt(host: str, port: int, tries: list, note: Callable) -> dict[str, bytes]:
+def attempt(host: str, port: int, tries: list, note: Callable, patience: float) -> dict[str, bytes]:
     """Try several things side by side: the other side's patience is the longest part of it."""
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda each: ask(host, port, each[1], each[2]), tries))
+        results = list(pool.map(lambda each: ask(host, port, each[1], each[2], patience), tries))
     return {each[0]: note(each[0], result) for each, result in zip(tries, results, strict=True)}
 
 
-def websockets(host: str, port: int, scheme: str, orders: dict, context: ssl.SSLContext | None) -> list:
+def websockets(
+    host: str, port: int, scheme: str, orders: dict, context: ssl.SSLContext | None, patience: float
+) -> list:
     """Make the requests for those of Dask and Bokeh; Bokeh's needs a token that it writes into the page."""
     tries = []
     for path in orders["websockets"]:
-        page, _ = ask(host, port, get(path.removesuffix("/ws")), context)
+        page, _ = ask(host, port, get(path.removesuffix("/ws")), context, patience)
         token = re.search(rb'"token":"([^"]+)"', page)
         more = f"Sec-WebSocket-Protocol: bokeh, {token[1].decode()}\r\n" if token else ""
         tries.append((f"{scheme} websocket {path}", WEBSOCKET.format(path=path, more=more).encode(), context))

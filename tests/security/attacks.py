@@ -72,15 +72,19 @@ def attack_ports(
     paths: Sequence[str] | None = None,
     elsewhere: Sequence[str] | None = None,
     standing: int | None = None,
+    patience: float | None = None,
 ) -> list[Attack]:
     """Try everything on all TCP ports from all standpoints, or the first few; what is robbed is called after their numbers.
 
     Of HTTP these paths are tried, or all; other ones than from the first standpoint from elsewhere if that is given.
+    With a `patience` it is HTTP alone that is tried, and an answer may take so many seconds.
     """
     address_of = {point.namespace: point.address for point in points}
     targets = [one for one in sockets if one.family.startswith("tcp")]
+    words = dask_words(loot.directory)
     orders = {
-        "dask": {kind: base64.b64encode(said).decode() for kind, said in dask_words(loot.directory).items()},
+        "dask": {} if patience else {kind: base64.b64encode(each).decode() for kind, each in words.items()},
+        "patience": patience,
         "foreign": foreign_certificate(),
         "own": own,
         "websockets": [

@@ -160,7 +160,8 @@ def test_control_they_do_get_in(pair: Pair) -> None:
     def all_pages_seen() -> bool:
         # Who looks first has the pages loaded, which takes a moment.
         if paths := missing():
-            attacks.extend(attack_ports(http, opened.points, opened.loot, paths=paths, standing=1))
+            # Asked again and again by somebody who never waits for the answer, Dask would make page after page.
+            attacks.extend(attack_ports(http, opened.points, opened.loot, paths=paths, standing=1, patience=30))
         return not missing()
 
     eventually(all_pages_seen, 90, lambda: (missing(), seen()))
@@ -205,7 +206,9 @@ def test_control_the_secret_opens_the_dashboard(pair: Pair) -> None:
 
     def opening() -> list[Attack]:
         return [
-            attack for attack in attack_ports(http, closed.points, closed.loot, paths=paths) if attack.status == 200
+            attack
+            for attack in attack_ports(http, closed.points, closed.loot, paths=paths, patience=20)
+            if attack.status == 200
         ]
 
     # The first look has the pages loaded, which takes a moment.

@@ -66,7 +66,7 @@ class Running:
     def stderr(self) -> str:
         return self._err.read_text()
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Wait until this is printed, or the program has ended."""
 
         def printed_or_over() -> bool:

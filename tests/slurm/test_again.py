@@ -11,7 +11,7 @@ from run_helpers import Place, json_line
 
 pytestmark = pytest.mark.slurm
 
-TEN = """
+MANY = """
 import json, os, sys, threading, time
 from batchlet import BatchletRunner
 
@@ -28,16 +28,19 @@ def block(number):
             return client.submit(sum, [number, 1]).result(), len(pids), pids, ready
 
 found, states = [], []
-for number in range(10):
+for number in range(int(sys.argv[1])):
     found.append(block(number))
     states.append(state())
 print("RESULT " + json.dumps([found, states]))
 """
 
 
-@pytest.mark.parametrize("way", ["local", "srun", "one rank", "salloc", "mpirun"])
-def test_ten_blocks_have_workers_of_their_own_and_leave_nothing(place: Place, way: str) -> None:
-    script = place.script(TEN)
+# Ten where ranks wait for the next block and where nobody does; the others differ from these in their start.
+@pytest.mark.parametrize(
+    ("way", "blocks"), [("local", 10), ("srun", 10), ("one rank", 6), ("salloc", 6), ("mpirun", 6)]
+)
+def test_many_blocks_have_workers_of_their_own_and_leave_nothing(place: Place, way: str, blocks: int) -> None:
+    script = place.script(MANY)
     commands = {
         "local": [sys.executable, script],
         "srun": ["srun", "-N2", "-n6", sys.executable, script],
@@ -45,16 +48,16 @@ def test_ten_blocks_have_workers_of_their_own_and_leave_nothing(place: Place, wa
         "salloc": ["salloc", "--quiet", "-N2", "-n4", sys.executable, script],
         "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4", sys.executable, script],
     }
-    result = place.run(*commands[way], timeout=120)
+    result = place.run(*commands[way], str(blocks), timeout=120)
     assert result.rc == 0, str(result)
     found, states = json.loads(json_line(result.stdout))
-    assert [one[0] for one in found] == list(range(1, 11))
+    assert [one[0] for one in found] == list(range(1, blocks + 1))
     assert len({one[1] for one in found}) == 1
     pids = [pid for one in found for pid in one[2]]
     assert len(set(pids)) == len(pids), "each block has workers of its own"
     # The first blocks import what stays, and a thread of Dask's may still be ending; nothing comes on top.
     for number in (0, 1):
-        assert min(state[number] for state in states[7:]) <= max(state[number] for state in states[:3]), states
+        assert min(state[number] for state in states[-3:]) <= max(state[number] for state in states[:3]), states
 
 
 OTHERS = """

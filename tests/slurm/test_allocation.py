@@ -135,7 +135,7 @@ def test_what_tasks_see_of_the_environment(place: Place) -> None:
 def test_the_example_flight_delays_is_right_without_srun(place: Place) -> None:
     """The example runs in a batch script without srun, and is right."""
     script = REPOSITORY / "slurm_examples" / "flight_delays.py"
-    result = in_batch(place, "-N2", "-n6", script=f"python {script} --check\n{STEPS_LEFT}", timeout=150)
+    result = in_batch(place, "-N2", "-n4", script=f"python {script} --check\n{STEPS_LEFT}", timeout=150)
     assert result.rc == 0, str(result)
     assert "check: equal to pandas alone, for all 336,776 flights" in result.stdout, str(result)
     assert len(errors(result)) == 2, str(result)

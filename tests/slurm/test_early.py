@@ -50,10 +50,8 @@ def run_early(
     ("given", "workers"),
     [
         ("", 4),
-        ("workers_per_node=3", 6),
-        ("rendezvous_dir='elsewhere'", 4),
-        ("local_directory='scratch', security=False", 4),
-        ("memory_headroom_frac=0.5, worker_options={'resources': {'key': 1}}", 4),
+        ("workers_per_node=3, rendezvous_dir='elsewhere', memory_headroom_frac=0.5", 6),
+        ("local_directory='scratch', security=False, worker_options={'resources': {'key': 1}}", 4),
         ("security=__import__('distributed').security.Security.temporary()", 4),
     ],
 )

@@ -227,7 +227,7 @@ def test_a_job_that_must_not_be_requeued_is_followed_by_another_one(place: Place
 @pytest.mark.timeout(400)
 def test_the_example_gives_the_result_of_an_undisturbed_run(place: Place) -> None:
     """`slurm_examples/checkpoint.py` prints in three attempts what it prints in one; SIGTERM without scancel is a warning."""
-    command = ["python", str(CHECKPOINT), "--samples", "3e8"]
+    command = ["python", str(CHECKPOINT), "--samples", "2e8"]
     alone = place.run(*command, timeout=120)
     assert alone.rc == 0, str(alone)
     job = submitted(place, "-n4", command=f"exec srun {' '.join(command)}", env={})
