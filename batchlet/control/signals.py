@@ -185,7 +185,8 @@ class ClientGuard:
                     self._wake()
             os.close(reader)
 
-        threading.Thread(target=listen, name="batchlet-signals", daemon=True).start()
+        listener = threading.Thread(target=listen, name="batchlet-signals", daemon=True)
+        listener.start()
         try:
             yield
         finally:
@@ -195,6 +196,8 @@ class ClientGuard:
                 if last not in (-1, writer):
                     signal.set_wakeup_fd(last, warn_on_full_buffer=False)
                 os.close(writer)
+                # What follows the block finds nothing left of it.
+                listener.join(_AGAIN)
 
     @contextlib.contextmanager
     def _heard(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ __all__ = ["AGAIN", "AGENT", "AGENT_ENVIRONMENT", "AGENT_SOCKET", "START", "beco
 #
 # The C library's allocator is to give memory back to the system, as Dask's 64 KiB for MALLOC_TRIM_THRESHOLD_ have it do. But
 # that fixes the size from which on each allocation is a mapping of its own at 128 KiB, so that each column of a frame costs its
-# page faults again. With 8 MiB for both a shuffle takes a fifth less time (benchmarks/allocator.py), and no thread keeps more
+# page faults again. With 8 MiB for both a shuffle takes a quarter less time (benchmarks/allocator.py), and no thread keeps more
 # than that.
 AGENT_ENVIRONMENT = {
     "PYTHONHASHSEED": "6640",

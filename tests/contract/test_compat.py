@@ -538,14 +538,19 @@ def test_greedy_worker(cluster: Run) -> None:
 
 
 def test_is_failed_handshake_and_is_broken_off() -> None:
-    """What is said of a connection without the run's credentials, and of one that was given up."""
+    """What is said of a connection without the run's credentials, and of those that were given up, with leave and without."""
     security = RunSecurity(Credentials.generate())
+    hello = ssl.MemoryBIO()
+    client = security.make_context(ssl.Purpose.SERVER_AUTH).wrap_bio(ssl.MemoryBIO(), hello)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    leave = hello.read() + bytes.fromhex("15030300020100")  # an alert: "close notify"
 
     async def main() -> None:
         options = {"port": 0, "dashboard_address": "127.0.0.1:0"}
         async with Scheduler(host="tls://127.0.0.1", security=security, **options) as scheduler:
             with listening_to("distributed.comm.tcp") as dask_said, listening_to("tornado.general") as tornado_said:
-                for words in (b"rubbish, and more than a few bytes", b""):
+                for words in (b"rubbish, and more than a few bytes", leave, b""):
                     reader, writer = await asyncio.open_connection("127.0.0.1", scheduler.port)
                     writer.write(words)
                     if not words:
@@ -553,10 +558,11 @@ def test_is_failed_handshake_and_is_broken_off() -> None:
                     with contextlib.suppress(OSError):
                         await reader.read()
                     writer.close()
-                await until(lambda: len(dask_said.records) >= 2)
+                await until(lambda: len(dask_said.records) >= 3)
             records = [*dask_said.records, *tornado_said.records]
             assert all(log_messages.is_failed_handshake(record) for record in records), records
-            assert [log_messages.is_broken_off(record) for record in dask_said.records].count(False) >= 1
+            broken_off = [log_messages.is_broken_off(record) for record in dask_said.records]
+            assert sorted(broken_off) == [False, True, True], dask_said.records
 
     asyncio.run(main())
 

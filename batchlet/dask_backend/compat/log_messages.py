@@ -55,8 +55,8 @@ def is_failed_handshake(record: logging.LogRecord) -> bool:
 
 
 def is_broken_off(record: logging.LogRecord) -> bool:
-    """Whether a failed handshake is one that the other side has given up (the name is OpenSSL's)."""
-    return "UNEXPECTED_EOF" in record.getMessage()
+    """Whether a failed handshake is one that the other side has given up: with leave (EOF), or without (a name of OpenSSL's)."""
+    return any(text in record.getMessage() for text in ("UNEXPECTED_EOF", "connection has been closed (EOF)"))
 
 
 def is_late_connection(error: BaseException | None) -> bool:
