@@ -55,7 +55,7 @@ def is_failed_handshake(record: logging.LogRecord) -> bool:
 
 
 def is_broken_off(record: logging.LogRecord) -> bool:
-    """Whether a failed handshake is one that the other side has given up: with leave (EOF), or without (a name of OpenSSL's)."""
+    """Whether a failed handshake is one that the other side has given up: with leave (EOF), or without (OpenSSL's name)."""
     return any(text in record.getMessage() for text in ("UNEXPECTED_EOF", "connection has been closed (EOF)"))
 
 
