@@ -48,7 +48,8 @@ def test_jobs_that_are_processes_of_this_machine_end_with_their_client(place: Pl
     )
     assert client.stdout is not None
     assert client.stdout.readline() == "45 {'b'}\n"
-    eventually((place.base / "reports" / "report.json").exists, 30, "no report")
+    path = place.base / "reports" / "report.json"
+    eventually(lambda: path.exists() and len(report_of(path.parent)["workers"]) == 2, 30, "no report of both workers")
     os.kill(client.pid, signal.SIGKILL)
     client.communicate()
     eventually(lambda: not place.processes() and not place.files(), 30, lambda: (place.processes(), place.files()))
