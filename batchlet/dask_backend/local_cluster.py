@@ -24,7 +24,7 @@ from .processes import start_failure
 from .scheduler import options as scheduler_options
 from .scheduler_figures import SchedulerFigures
 from .worker_factory import worker_spec
-from .workers import Site
+from .workers import Site, keep_ports
 
 __all__ = ["sample", "start"]
 
@@ -76,6 +76,7 @@ def start(plan: Plan, settings: Settings, site: Site, token: str | None) -> Loca
                 make, options = worker_spec(worker, site, settings, tell=tell)
                 cluster.worker_spec[worker.name] = {"cls": functools.partial(_made, make), "options": options}
             correct_state(cluster)
+        keep_ports(list(cluster.workers.values()))
     except BaseException:
         cluster.close()
         raise

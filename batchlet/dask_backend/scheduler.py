@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..timeline import mark
 from . import dashboard
 from .compat.http_servers import http_address
-from .compat.scheduler_state import lose_worker
+from .compat.scheduler_state import let_all_leave, lose_worker
 from .compat.tls_connections import limit_handshakes
 from .log_tap import LogTap
 from .logs import configure_logging, hush
@@ -177,6 +177,7 @@ async def _serve(
     def last_words() -> None:
         figures.over = True
         coordinator.for_report(figures.told())
+        let_all_leave(scheduler)
 
     # What the workers leave behind when they go is no news from here on.
     coordinator.on_stopping = stopping

@@ -36,8 +36,14 @@ class SchedulerFigures(SchedulerPlugin):  # type: ignore[misc]
         # What earlier processes of a worker have sent and received.
         self._before: dict[str, dict[str, float]] = {}
         self._gone: list[str] = []
+        # What each worker has told: when a plugin hears that one has gone, the scheduler has forgotten it.
+        self._states: dict[str, Any] = dict(scheduler.workers)
         # Whether workers leave because the block is over.
         self.over = False
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Remember what will have told of this worker."""
+        self._states[worker] = scheduler.workers[worker]
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Take in that a task is done; called for each step of each task, hence short."""
@@ -73,7 +79,7 @@ class SchedulerFigures(SchedulerPlugin):  # type: ignore[misc]
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:  # noqa: ARG002
         """Keep what a worker has told before it goes: if it comes back, it counts from nothing."""
-        state = self._scheduler.workers.get(worker)
+        state = self._states.pop(worker, None)
         if state is not None:
             figures, before = figures_of(state), self._before.setdefault(str(state.name), dict.fromkeys(_SUMS, 0.0))
             for name in _SUMS:

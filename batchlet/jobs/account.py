@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import report
 from ..client.telling import about, ending
+from ..dask_backend.compat.scheduler_state import let_all_leave
 from ..dask_backend.scheduler_figures import SchedulerFigures
 from ..node.sampling import sampling
 from ..run_report.book import Book
@@ -41,6 +42,7 @@ class ClusterAccount:
         self._book = book = Book(versions())
         book.about(id=run_id, mode="jobs", job=system, ranks=1)
         self._ready = False
+        self._scheduler: Any = None
         self._figures: SchedulerFigures | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._performance = contextlib.ExitStack()
@@ -50,6 +52,7 @@ class ClusterAccount:
         """Begin: the scheduler runs, in the event loop of this moment."""
         self._book.take(about(self._settings))
         self._book.began()
+        self._scheduler = scheduler
         self._figures = figures = SchedulerFigures(scheduler)
         scheduler.add_plugin(figures)
         self._sampling = asyncio.get_running_loop().create_task(sampling(figures.told, self._book.take, 1))
@@ -99,6 +102,7 @@ class ClusterAccount:
             self._sampling = None
             self._figures.over = True
             self._book.take(self._figures.told())
+            let_all_leave(self._scheduler)
             self._book.take(ending(self._error))
 
     def close(self) -> None:

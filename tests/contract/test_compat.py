@@ -362,6 +362,29 @@ def test_lose_worker(cluster: Run) -> None:
     cluster(use)
 
 
+def test_let_all_leave(cluster: Run) -> None:
+    """Workers hear of one that has left, and of no other one when all do; everything else they still hear."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
+        async with Worker(scheduler.address, **options) as stays, Client(scheduler.address, asynchronous=True) as client:
+            heard: list[str] = []
+            handler = stays.stream_handlers["remove-worker"]
+            stays.stream_handlers["remove-worker"] = lambda **told: [heard.append(told["worker"]), handler(**told)]
+            async with Worker(scheduler.address, **options) as first:
+                pass
+            await until(lambda: heard == [first.address])
+            scheduler_state.let_all_leave(scheduler)
+            async with Worker(scheduler.address, **options) as second:
+                pass
+            await until(lambda: second.address not in scheduler.workers)
+            # What is sent after it comes after it.
+            assert await client.submit(abs, -1, workers=[stays.address]) == 1
+            assert heard == [first.address]
+
+    cluster(use)
+
+
 def test_a_worker_that_is_expected_to_go_is_known_by_name_says_what_it_does_and_is_not_held_against_tasks(
     cluster: Run,
 ) -> None:

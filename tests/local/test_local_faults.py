@@ -132,3 +132,25 @@ def test_ctrl_c_at_a_terminal_ends_the_run_with_130(place: Place) -> None:
     fault = Fault("", "", 130, ["^batchlet: .*SIGINT"], ["callback 2 works", *WORKING])
     check(fault, Result(code, text, text, seconds))
     place.assert_nothing_left()
+
+
+COMES_BACK = """
+import os, signal, time
+from batchlet import BatchletRunner
+from distributed import Client
+
+if __name__ == "__main__":
+    with BatchletRunner() as runner, Client(runner) as client:
+        [address] = client.run(os.getpid)
+        busy = client.submit(time.sleep, 2, workers=[address])
+        time.sleep(1)
+        [pid] = client.run(os.getpid, workers=[address]).values()
+        os.kill(pid, signal.SIGKILL)
+        print("back", busy.result(timeout=60), list(client.run(os.getpid)) == [address])
+"""
+
+
+def test_a_task_that_belongs_to_a_worker_is_done_when_that_is_back(place: Place) -> None:
+    env = {**ENV, **options(workers_per_node=1)}
+    result = place.run(sys.executable, place.script(COMES_BACK), env=env, timeout=120)
+    assert (result.rc, result.stdout) == (0, "back None True\n"), result

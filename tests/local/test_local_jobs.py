@@ -57,3 +57,29 @@ def test_jobs_that_are_processes_of_this_machine_end_with_their_client(place: Pl
     eventually(lambda: not place.processes() and not place.files(), 30, lambda: (place.processes(), place.files()))
     found = report_of(place.base / "reports")
     assert (found["outcome"]["state"], len(found["workers"])) == ("running", 2), found
+
+
+LEAVES = """
+import time
+from batchlet import BatchletCluster
+if __name__ == "__main__":
+    with BatchletCluster("local", jobs=2, cores=1, memory="512MiB", report="out") as cluster:
+        client = cluster.get_client()
+        client.wait_for_workers(2, timeout=60)
+        cluster.scale(jobs=1)
+        while len(client.scheduler_info(n_workers=-1)["workers"]) > 1:
+            time.sleep(0.1)
+        time.sleep(20)
+"""
+
+
+def test_the_report_counts_a_job_for_as_long_as_it_was_there(place: Place) -> None:
+    result = place.run_only(sys.executable, place.script(LEAVES), timeout=120)
+    assert result.rc == 0, result
+    found = report_of(place.cwd / "out")
+    workers = found["workers"].values()
+    [stayed] = [worker for worker in workers if worker["went"] is None]
+    [left] = [worker for worker in workers if worker["went"] is not None]
+    assert left["went"] < found["time"]["ended"] - 15, found
+    expected = left["went"] - left["came"] + found["time"]["ended"] - stayed["came"]
+    assert found["use"]["cpu_granted_seconds"] == pytest.approx(expected, abs=8), (expected, found)

@@ -52,6 +52,42 @@ def test_all_blocks_of_a_process_are_one_report_and_every_file_is_there(place: P
     assert sum("done after" in line or "ended by" in line for line in result.errors) == 2
 
 
+# 64 MB go from one worker to the other, twice, which is told of with the heartbeats; in between the one that sends them dies.
+DIES = """
+import os, signal, time
+from batchlet import BatchletRunner
+from distributed import Client
+
+def made(_):
+    return bytes(64_000_000)
+
+if __name__ == "__main__":
+    with BatchletRunner(workers_per_node=2) as runner, Client(runner) as client:
+        for number in range(2):
+            if number == 1:
+                pids = client.run(os.getpid)
+                names = {address: one["name"] for address, one in client.scheduler_info(n_workers=-1)["workers"].items()}
+                os.kill(next(pid for address, pid in pids.items() if names[address] == 0), signal.SIGKILL)
+                time.sleep(5)
+                client.wait_for_workers(2)
+            first = client.submit(made, number, workers=[0])
+            assert client.submit(len, first, workers=[1]).result() == 64_000_000
+            time.sleep(5)
+        print("both")
+"""
+
+
+def test_what_a_worker_has_sent_before_it_died_counts(place: Place, tmp_path):
+    env = {OPTION + "REPORT": str(tmp_path)}
+    result = place.run(sys.executable, place.script(DIES), env=env, timeout=120)
+    assert result.rc == 0, str(result)
+    assert result.stdout == "both\n", str(result)
+    workers = report_of(tmp_path)["workers"]
+    assert workers["0"]["restarts"] == 1, str(workers)
+    assert 128_000_000 <= workers["0"]["sent"] < 136_000_000, str(workers)
+    assert workers["0"]["went"] is None, str(workers)
+
+
 def test_an_unmodified_script_has_its_report_where_it_was_started(place: Place):
     before = place.files()
     command = [sys.executable, "-m", "batchlet", "--report", "out", "-c", f"import os; os.chdir('/'); {PLAIN}"]
