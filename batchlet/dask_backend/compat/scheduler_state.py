@@ -40,8 +40,8 @@ def lose_worker(scheduler: Any, address: str, *, expected: bool = False) -> None
 def let_all_leave(scheduler: Any) -> None:
     """Have a scheduler tell no worker any more that another one has left; for when all leave. In the scheduler's event loop.
 
-    ``Scheduler.worker_send`` sends ``{"op": "remove-worker"}`` to all that are there for each that goes: with 1,000 workers half
-    a million messages, of which nothing comes any more. Without it they are sent.
+    ``Scheduler.worker_send`` sends ``{"op": "remove-worker"}`` to all that are there for each that goes: with 1,000 workers
+    half a million messages, of which nothing comes any more. Without it they are sent.
 
     Parameters
     ----------
