@@ -367,7 +367,10 @@ def test_let_all_leave(cluster: Run) -> None:
 
     async def use(scheduler: Any, nanny: Any) -> None:
         options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
-        async with Worker(scheduler.address, **options) as stays, Client(scheduler.address, asynchronous=True) as client:
+        async with (
+            Worker(scheduler.address, **options) as stays,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
             heard: list[str] = []
             handler = stays.stream_handlers["remove-worker"]
             stays.stream_handlers["remove-worker"] = lambda **told: [heard.append(told["worker"]), handler(**told)]
