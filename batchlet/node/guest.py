@@ -8,11 +8,9 @@ Before it goes it has what its workers have computed brought to others.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +23,6 @@ from ..control.guests import GUEST
 from ..control.messages import (
     Failed,
     ForReport,
-    Hello,
     Message,
     Pause,
     Paused,
@@ -34,9 +31,7 @@ from ..control.messages import (
     Stop,
     Welcome,
 )
-from ..control.signals import handled
 from ..cuda_workers import choose_in_plan
-from ..dask_import import quicker_import
 from ..environments import Environment, ProcessInfo
 from ..environments.allocation_end import AllocationEnd, find_allocation_end
 from ..errors import ClusterLostError, EndError, UsageError
@@ -46,9 +41,9 @@ from ..rendezvous import CoordinatorRecord
 from ..resources import HostFacts, NodeResources, node_resources, read_host
 from ..run_report.log_lines import for_report
 from ..settings import Settings, describe_bytes
-from ..versions import versions
 from ..walltime import at_clock, default_lead
 from . import inputs
+from .hosting import connect, end_in, hosting, signals_to
 from .rank import unexpected
 from .sampling import Sampling, planned_here
 
@@ -56,8 +51,6 @@ __all__ = ["plan_guest", "run_guest"]
 
 # Seconds in which a coordinator that is alive lets a guest in.
 _CONNECT = 30.0
-# Seconds by which the hard end of this process comes after the end that was meant.
-_LATE = 5.0
 # Ranks of a run that host no workers. None of a guest's tasks is one of them.
 _HEADS = 2
 # About how many workers there will be, before the run has said what they are like.
@@ -89,25 +82,8 @@ def run_guest(record: CoordinatorRecord, *, speaks: bool) -> int:
     environment = environments.detected(os.environ)
     info = environment.identity(os.environ)
     guests: list[_Guest] = []
-
-    def signalled(number: int, _: object) -> None:
-        if not guests:
-            # Nothing has begun, and what there is of files is removed on the way.
-            sys.exit(128 + number)
-        guests[0].signalled(number)
-
-    with handled(signalled), contextlib.ExitStack() as stack:
-        open_files.make_room(_SOME, _SOME)
-        with quicker_import():
-            from ..dask_backend import fork_server, processes, scratch, workers
-            from ..dask_backend.compat.tls_connections import defer_authorities
-        usual = environment.scratch_directories(os.environ)
-        settings = Settings.resolve({}, os.environ)
-        directory = stack.enter_context(scratch.scratch(settings, usual, info.run_id, quiet=True))
-        stack.enter_context(processes.hidden_main())
-        stack.enter_context(workers.configured(1, _SOME))
-        defer_authorities()
-        fork_server.start(directory, 1)
+    settings = Settings.resolve({}, os.environ)
+    with signals_to(guests), hosting(environment, settings, info.run_id, 1, _SOME) as directory:
         guests.append(_Guest(environment, info, record, directory, speaks=speaks))
         return asyncio.run(guests[0].run())
 
@@ -193,10 +169,13 @@ class _Guest:
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        problem = await self._loop.run_in_executor(None, self._connect)
-        connection = self._connection
-        if problem is not None or connection is None:
-            raise UsageError(f"Run {self._record.run_id} cannot be joined. {problem}")
+        info, record = self._info, self._record
+        name = info.job or f"a process on node {info.node}"
+        to = (record, name, GUEST, info.node, _CONNECT, self._settings.scheduler_timeout)
+        connection = await self._loop.run_in_executor(None, connect, *to)
+        if isinstance(connection, EndError):
+            raise UsageError(f"Run {record.run_id} cannot be joined. {connection}")
+        self._connection = connection
         logs.configure_logging()
         fork_server.give(connection.credentials)
         self._logs = worker_logs.NodeLogs(
@@ -256,18 +235,6 @@ class _Guest:
         return 0
 
     # The run
-
-    def _connect(self) -> EndError | None:
-        """Connect to the coordinator; in a thread. Gives the reason if that is not possible."""
-        info = self._info
-        name = info.job or f"a process on node {info.node}"
-        until = time.monotonic() + _CONNECT
-        hello = Hello(name, GUEST, info.node, versions=versions())
-        try:
-            self._connection = Connection(self._record, hello, until, self._settings.scheduler_timeout)
-        except EndError as error:
-            return error
-        return None
 
     def _hear(self, message: Message) -> None:
         """Do what the coordinator says; in the connection's thread."""
@@ -385,7 +352,4 @@ class _Guest:
     def _end_in_time(self) -> None:
         """See that this process ends, whatever holds it up."""
         leaving = self._time_to_leave() if self._signal or self._ends is not None else 0.0
-        seconds = self._settings.stop_timeout + leaving + _LATE
-        limit = threading.Timer(seconds, os._exit, [128 + self._signal if self._signal else 1])
-        limit.daemon = True
-        limit.start()
+        end_in(self._settings.stop_timeout + leaving, 128 + self._signal if self._signal else 1)

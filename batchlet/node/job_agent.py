@@ -7,13 +7,11 @@ The batch system has started it. It finds the client by the cluster's record, a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +23,6 @@ from ..control.connection import Connection
 from ..control.messages import (
     Failed,
     ForReport,
-    Hello,
     Message,
     Orders,
     Others,
@@ -36,9 +33,7 @@ from ..control.messages import (
     Stop,
     Told,
 )
-from ..control.signals import handled
 from ..cuda_workers import choose_class
-from ..dask_import import quicker_import
 from ..environments import Environment
 from ..environments.allocation_end import allocation_end, job_started
 from ..errors import ClientLostError, EndError, StartTimeoutError
@@ -48,8 +43,8 @@ from ..rendezvous import CoordinatorRecord, FileRendezvous
 from ..resources import node_resources, read_host
 from ..run_report.log_lines import for_report
 from ..settings import Settings
-from ..versions import versions
 from . import inputs
+from .hosting import connect, end_in, hosting, signals_to
 from .rank import unexpected
 from .sampling import Sampling, planned_here
 
@@ -59,8 +54,6 @@ __all__ = ["run_job_agent"]
 _RECORD = 20.0
 # Seconds in which a client that is alive lets an agent in.
 _CONNECT = 60.0
-# Seconds by which the hard end of this process comes after the end that was meant.
-_LATE = 5.0
 
 
 def run_job_agent(name: str, record: str, count: int, local_directory: str | None) -> int:
@@ -97,24 +90,7 @@ def run_job_agent(name: str, record: str, count: int, local_directory: str | Non
             report.note(f"job {name} on node {node} ends: {record} is not there, so its cluster is closed")
             return 0
         agents: list[_JobAgent] = []
-
-        def signalled(number: int, _: object) -> None:
-            if not agents:
-                # Nothing has begun, and what there is of files is removed on the way.
-                sys.exit(128 + number)
-            agents[0].signalled(number)
-
-        with handled(signalled), contextlib.ExitStack() as stack:
-            open_files.make_room(count, count)
-            with quicker_import():
-                from ..dask_backend import fork_server, processes, scratch, workers
-                from ..dask_backend.compat.tls_connections import defer_authorities
-            usual = environment.scratch_directories(os.environ)
-            directory = stack.enter_context(scratch.scratch(settings, usual, name, quiet=True))
-            stack.enter_context(processes.hidden_main())
-            stack.enter_context(workers.configured(count, count))
-            defer_authorities()
-            fork_server.start(directory, count)
+        with signals_to(agents), hosting(environment, settings, name, count, count) as directory:
             agents.append(_JobAgent(name, node, environment, found, directory))
             code = asyncio.run(agents[0].run())
         if code == ClientLostError.exit_code:
@@ -154,13 +130,14 @@ class _JobAgent:
 
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        problem = await self._loop.run_in_executor(None, self._connect)
-        connection = self._connection
-        if problem is not None or connection is None:
+        to = (self._record, self._name, "job", self._node, _CONNECT, self._settings.scheduler_timeout)
+        connection = await self._loop.run_in_executor(None, connect, *to)
+        if isinstance(connection, EndError):
             where = f"{self._record.node} ({self._record.host}:{self._record.port})"
             raise ClientLostError(
                 f"Job {self._name} on node {self._node} cannot reach its cluster's client on {where}."
             )
+        self._connection = connection
         logs.configure_logging()
         fork_server.give(connection.credentials)
         self._logs = worker_logs.NodeLogs(
@@ -170,7 +147,7 @@ class _JobAgent:
         connection.listen(self._hear)
         await self._over.wait()
         lost = not connection.coordinator_is_alive
-        self._end_in_time(ClientLostError.exit_code if lost else 0)
+        end_in(self._settings.stop_timeout, ClientLostError.exit_code if lost else 1)
         logs.hush()
         if self._starting is not None:
             self._starting.cancel()
@@ -196,16 +173,6 @@ class _JobAgent:
         self._loop.call_soon_threadsafe(self._loop.call_later, self._settings.grace, self._over.set)
 
     # The client
-
-    def _connect(self) -> EndError | None:
-        """Connect to the client; in a thread. Gives the reason if that is not possible."""
-        hello = Hello(self._name, "job", self._node, versions=versions())
-        until = time.monotonic() + _CONNECT
-        try:
-            self._connection = Connection(self._record, hello, until, self._settings.scheduler_timeout)
-        except EndError as error:
-            return error
-        return None
 
     def _hear(self, message: Message) -> None:
         """Do what the client says; in the connection's thread."""
@@ -291,12 +258,6 @@ class _JobAgent:
             self._say(Remaining(max(0, int(end.at - now))))
 
     # The end
-
-    def _end_in_time(self, code: int) -> None:
-        """See that this process ends, whatever holds it up."""
-        limit = threading.Timer(self._settings.stop_timeout + _LATE, os._exit, [code or 1])
-        limit.daemon = True
-        limit.start()
 
     def _cancel_pending(self) -> None:
         """Cancel the jobs of the cluster that have not begun: their client is lost, and they would wait for nothing."""

@@ -187,7 +187,7 @@ ROOMS = (
             ("node.scheduler_block",),
             ("node.coordinator_rank",),
             ("node.rank_roles", "node.local_rank"),
-            ("node.local_ranks",),
+            ("node.local_ranks", "node.hosting"),
             ("node.agent", "node.job_agent", "node.guest"),
             ("node.bootstrap",),
         ),
