@@ -15,6 +15,8 @@ from mpi_launchers import open_mpi
 from run_helpers import Place
 from strangers import LOOPBACK, here
 
+from batchlet.security import Credentials
+
 
 @pytest.mark.slurm
 def test_a_requeued_run_has_new_credentials(requeued: Future[Batch]) -> None:
@@ -139,3 +141,33 @@ def test_a_security_object_that_differs_between_ranks_is_refused(slurm_place: Pl
     assert len(errors) == 1, str(result)
     assert "security=" in errors[0]
     assert time.monotonic() - began < 15
+
+
+OWN = """
+import sys
+from batchlet import BatchletRunner
+from distributed import Client, Security
+
+files = {f"tls_{role}_{kind}": sys.argv[1] for role in ("scheduler", "worker", "client") for kind in ("cert", "key")}
+security = Security(tls_ca_file=sys.argv[1], require_encryption=True, **files)
+with BatchletRunner(security=security) as runner, Client(runner) as client:
+    first, *others = client.scheduler_info(n_workers=-1)["workers"]
+    made = client.map(bytes, range(1000, 1020), workers=[first])
+    print(runner.scheduler_address[:6], sum(client.gather(client.map(len, made, workers=others))))
+    print(client.security.tls_client_cert == sys.argv[1])
+"""
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("launcher", ["srun", "salloc"])
+def test_ones_own_certificates_are_those_of_the_cluster(slurm_place: Place, launcher: str) -> None:
+    """A site's certificates, as files that all nodes see: the cluster uses them and no others."""
+    pem = slurm_place.base / "own.pem"
+    credentials = Credentials.generate()
+    pem.touch(mode=0o600)
+    pem.write_text(credentials.certificate + credentials.key)
+    command = ["srun", "-N2", "-n4"] if launcher == "srun" else ["salloc", "--quiet", "-N2", "-n2"]
+    result = slurm_place.run(*command, sys.executable, slurm_place.script(OWN), str(pem), timeout=90)
+    assert result.rc == 0, str(result)
+    assert result.stdout == "tls:// 20190\nTrue\n", str(result)
+    assert len(result.errors) == 2, str(result)
