@@ -20,6 +20,8 @@ _NARROWEST = 40
 _NODES, _WORKERS, _GROUPS, _EVENTS, _LOGS, _PROCESSES, _PLANS = 12, 12, 12, 30, 20, 8, 4
 # Characters of the error's text, and of an event's or a line of the log.
 _ERROR, _LINE = 4000, 500
+# Characters beside an indent, at least.
+_LEAST = 8
 # Stands for the second column; a report that was cleaned has none of it.
 _SECOND = "\0"
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -187,10 +189,14 @@ class _Text:
 
     def _wrapped(self, what: str, first: str = "", rest: str | None = None, colour: str | None = None) -> list[str]:
         rest = first if rest is None else rest
+        width = max(20, self._width - _extra(what))
+        if max(len(first), len(rest)) > width - _LEAST:
+            # Where an indent leaves no room, textwrap goes on for ever.
+            what, first, rest = f"{first}{what}", "", "  "
         # A space that is double or a tab is of no use here.
         lines = textwrap.wrap(
             what,
-            max(20, self._width - _extra(what)),
+            width,
             initial_indent=first,
             subsequent_indent=rest,
             break_on_hyphens=False,

@@ -123,6 +123,17 @@ def test_a_report_says_nothing_to_the_terminal_itself():
     assert "\\x1b[31m" in shown
 
 
+@pytest.mark.parametrize("width", [20, 60, 200])
+def test_a_figure_that_is_wider_than_the_terminal_is_shown(width):
+    """Beside an indent that leaves no room `textwrap` goes on for ever."""
+    made = json.loads(json.dumps(EXTREMES["four"]))
+    for node in made["nodes"].values():
+        node["figures"] = {"name of a figure": {"value": "0123456789" * 10, "source": " }x yz"}}
+    shown = text(made, width=width)
+    assert "0123456789" * 10 in "".join(line.strip() for line in shown.splitlines())
+    assert "yz" in shown
+
+
 @settings(max_examples=40, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(from_schema(SCHEMA), st.sampled_from([20, 60, 200]))
 def test_whatever_the_schema_allows_can_be_shown(made, width):
