@@ -82,7 +82,13 @@ def where(report: Mapping[str, Any]) -> str:
     """Say in one line what ran where: "slurm job 4242.0: 12 ranks on 2 nodes, 10 workers x 1 thread x 512 MiB"."""
     run, workers, nodes = report["run"], report["workers"], report["nodes"]
     text = f"{run['mode']} {run['job']}".strip()
-    parts = [f"{count(run['ranks'], 'rank')} on {count(max(1, len(nodes)), 'node')}"] if run["ranks"] > 1 else []
+    parts = []
+    if run["ranks"] > 1:
+        # Nodes of other jobs, which have joined, have no plan.
+        own = sum(bool(node["figures"]) for node in nodes.values()) or len(nodes)
+        parts.append(f"{count(run['ranks'], 'rank')} on {count(max(1, own), 'node')}")
+        if len(nodes) > own:
+            parts.append(f"{count(len(nodes) - own, 'node')} that joined")
     parts.append(count(len(workers), "worker"))
     shown = parts[-1]
     if workers:

@@ -123,6 +123,12 @@ def test_a_report_says_nothing_to_the_terminal_itself():
     assert "\\x1b[31m" in shown
 
 
+def test_nodes_of_other_jobs_are_not_counted_as_the_runs_own():
+    made = json.loads(json.dumps(EXTREMES["four"]))
+    made["nodes"]["n2"]["figures"] = {}
+    assert "slurm job 4242.0: 6 ranks on 1 node, 1 node that joined, 4 workers x 2 threads" in text(made, width=200)
+
+
 @pytest.mark.parametrize("width", [20, 60, 200])
 def test_a_figure_that_is_wider_than_the_terminal_is_shown(width):
     """Beside an indent that leaves no room `textwrap` goes on for ever."""
