@@ -1,4 +1,4 @@
-"""What all tests share: an environment without a launcher's traces; in tests/unit a warning is an error."""
+"""What all tests share: an environment without a launcher's traces; in tests/unit a warning is an error; the thorough tests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,37 @@ def _scrubbed_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
             monkeypatch.delenv(name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="run the tests of tests/thorough.txt too, as before a release"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.getoption("--thorough") or _named(config):
+        return None
+    return f"thorough: {len(thorough())} lines of tests/thorough.txt are left out; --thorough runs them too"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if UNIT in item.path.parents:
             # In front of the item's own marks, so that a test may still allow a warning.
             item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+    if config.getoption("--thorough") or _named(config):
+        return
+    left_out = [item for item in items if item.nodeid.startswith(thorough())]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def thorough() -> tuple[str, ...]:
+    """Give how the ids of the tests begin that are run before a release alone."""
+    lines = (UNIT.parent / "thorough.txt").read_text().splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _named(config: pytest.Config) -> bool:
+    """Whether single tests are asked for, which are run whatever they are."""
+    return any("::" in argument for argument in config.args) or bool(config.getoption("keyword"))
