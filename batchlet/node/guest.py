@@ -285,6 +285,8 @@ class _Guest:
             cpus = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
             context = workers.RankContext(self._environment.task_environ(os.environ), cpus, cpus)
             specs = [worker_spec(plan, site, settings, context, tell) for plan in plans]
+            # Before they have started: the first one works at once, and the block may be over a moment later.
+            self._sampling.begin(self._info.node, lambda: pids_of(self._nannies), _SOME, logs.hear_deaths)
             await asyncio.gather(
                 *(workers.start(make, keywords, scheduler, self._nannies, lambda: True) for make, keywords in specs)
             )
@@ -292,7 +294,6 @@ class _Guest:
             logs.report_deaths()
             self._say(plans)
             self._watch = self._watch or self._loop.create_task(self._go_in_time())
-            self._sampling.begin(self._info.node, lambda: pids_of(self._nannies), _SOME, logs.hear_deaths)
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001

@@ -227,6 +227,8 @@ class _JobAgent:
             here = f" on node {socket.gethostname()}"
             logs.tell_deaths(lambda text: self._say(Told(text.replace(here, ""))))
             specs = [worker_spec(plan, site, settings, tell=tell) for plan in plans]
+            # Before they have started: the first one works at once, and the cluster may be closed a moment later.
+            self._sampling.begin(self._node, lambda: pids_of(self._nannies), max(1, words["total"] // len(plans)))
             await asyncio.gather(
                 *(
                     workers.start(make, keywords, words["scheduler"], self._nannies, lambda: True)
@@ -237,7 +239,6 @@ class _JobAgent:
             logs.report_deaths()
             self._tell_end()
             self._say(Serving())
-            self._sampling.begin(self._node, lambda: pids_of(self._nannies), max(1, words["total"] // len(plans)))
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001

@@ -14,6 +14,7 @@ def before_pools_end(function: Callable[[], object]) -> None:
 
     ``atexit`` is too late for that: a LocalCluster that is closed then says "cannot schedule new futures after shutdown". The
     pools themselves use ``threading._register_atexit``, whose functions are called in reverse order. Without it, ``atexit``.
+    Python 3.12 starts no new thread by then; those that are there take work.
 
     Parameters
     ----------
