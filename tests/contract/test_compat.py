@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -259,6 +260,31 @@ def test_keep_port(cluster: Run) -> None:
         await until(lambda: not process.is_alive())
         await until(lambda: nanny.status.name == "running" and nanny.worker_address in scheduler.workers)
         assert nanny.worker_address == before
+
+    cluster(use)
+
+
+def test_keep_port_where_somebody_else_has_taken_it(cluster: Run) -> None:
+    """The worker comes back at another one."""
+
+    async def use(scheduler: Any, nanny: Any) -> None:
+        port = dask_internals.keep_port(nanny)
+        assert dask_internals.keep_port(nanny) == port
+        before, [process] = nanny.worker_address, dask_internals.child_processes(nanny)
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            os.kill(process.pid, signal.SIGKILL)
+            while True:
+                try:
+                    taken.bind(("127.0.0.1", port))
+                    break
+                except OSError:
+                    # Without a pause: the Nanny hears of the death as soon.
+                    continue
+            taken.listen()
+            await until(lambda: not process.is_alive())
+            await until(lambda: nanny.status.name == "running" and nanny.worker_address in scheduler.workers)
+            await until(lambda: nanny.worker_address != before)
 
     cluster(use)
 

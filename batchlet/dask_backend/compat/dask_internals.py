@@ -155,14 +155,17 @@ def child_processes(server: Any) -> list[Any]:
 def keep_port(nanny: Any) -> int | None:
     """Have a worker come back under its address when its process is started again; gives its port, if that is known.
 
-    A Nanny starts it with ``process.worker_kwargs``, where ``port`` is 0. Without them it comes back at another address, and
-    a task that was submitted for the address before waits for ever.
+    A Nanny starts it with ``process.worker_kwargs``, where ``port`` is 0 or what the user has given: those are tried, as
+    ``distributed.utils.parse_ports`` reads them, where somebody else has taken the port meanwhile. Without them it comes back
+    at another address, and a task that was submitted for the address before waits for ever.
     """
     keywords = getattr(getattr(nanny, "process", None), "worker_kwargs", None)
     address = getattr(nanny, "worker_address", None)
     if not isinstance(keywords, dict) or not address:
         return None
-    keywords["port"] = port = int(address.rsplit(":", 1)[1])
+    port = int(address.rsplit(":", 1)[1])
+    others = distributed.utils.parse_ports(keywords.get("port") or 0)
+    keywords["port"] = [port, *(other for other in others if other != port)]
     return port
 
 
