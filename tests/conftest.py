@@ -45,10 +45,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings("error"), append=False)
     if config.getoption("--thorough") or _named(config):
         return
-    left_out = [item for item in items if item.nodeid.startswith(thorough())]
+    begin = thorough()
+    left_out = [item for item in items if item.nodeid.startswith(begin)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = [item for item in items if not item.nodeid.startswith(begin)]
 
 
 def thorough() -> tuple[str, ...]:
